@@ -1,0 +1,119 @@
+"""The error tree: whose fault it is, and what the caller sees.
+
+    EspalierError
+    ├── ConfigError            a flag, file or environment variable is wrong      exit 2
+    │   └── PluginError        an unknown, ill-typed or failing plug-in           exit 2
+    ├── HttpError              ends a call with a status
+    │   ├── BadRequest         the client's request cannot be served              400
+    │   ├── NotFound           no such worker, trajectory or path                 404
+    │   ├── PayloadTooLarge    the body is over the limit                         413
+    │   ├── TokenMismatch      token ids and text do not belong together          409
+    │   ├── NoWorkerAvailable  nothing to route to; try again later               503
+    │   └── UpstreamError      the worker broke off or spoke no HTTP              502
+    │       └── UpstreamTimeout                                                   504
+    ├── RolloutError           one sample failed; recorded on it, siblings go on
+    └── DataError              a dataset cannot be read (file, line, reason)      exit 2
+
+A body is `{"error": {"message", "type", "code"}}`, the shape that OpenAI's clients read.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+
+class EspalierError(Exception):
+    """Base of every error that Espalier raises on purpose."""
+
+
+class ConfigError(EspalierError):
+    """A setting is wrong. The message names the setting and the fix; the command exits with 2."""
+
+
+class PluginError(ConfigError):
+    """A plug-in is unknown, cannot be imported, or has the wrong signature."""
+
+
+class DataError(ConfigError):
+    """A dataset is missing or malformed. The message names file, line and reason."""
+
+
+class RolloutError(EspalierError):
+    """One sample could not be generated or rewarded. Recorded on the sample; siblings go on."""
+
+
+class HttpError(EspalierError):
+    """Ends a call with a status and a JSON body.
+
+    `retry_after_s`, where it is set, becomes the reply's Retry-After header (whole seconds).
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """Return the JSON body of the reply."""
+        return msgspec.json.encode(
+            {"error": {"message": self.message, "type": type(self).__name__, "code": self.code}}
+        )
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the reply's headers, lower-case names."""
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(self.retry_after_s).encode()))
+        return headers
+
+
+class BadRequest(HttpError):
+    """The client's request cannot be served as it is."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NotFound(HttpError):
+    """There is no such thing here."""
+
+    status = 404
+    code = "not_found"
+
+
+class TokenMismatch(HttpError):
+    """Recorded tokens and the caller's tokens or text do not belong together."""
+
+    status = 409
+    code = "token_mismatch"
+
+
+class PayloadTooLarge(HttpError):
+    """The request's body is over the limit."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class NoWorkerAvailable(HttpError):
+    """There is no worker to route to now. Carries Retry-After."""
+
+    status = 503
+    code = "no_available_workers"
+
+
+class UpstreamError(HttpError):
+    """A worker refused, broke off, or did not speak HTTP."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class UpstreamTimeout(UpstreamError):
+    """A worker did not answer in time."""
+
+    status = 504
+    code = "upstream_timeout"

@@ -1,0 +1,347 @@
+"""One keep-alive HTTP/1.1 connection to a worker, one exchange at a time.
+
+*Invariant*: an exchange ends in exactly one way: with a complete reply, with an error, or by being given up.
+Only after a complete reply, with nothing left unread, may the connection be used again.
+
+*Theory of operation*: bytes from the transport go through httptools' parser, whose callbacks fill the current
+exchange. A reply whose length is known and small is handed over whole: one future, no queue, which is what
+makes small calls cheap. Any other is handed over at its head as a stream; between the socket and its reader
+stand at most `HIGH_WATER_BYTES`, then reading pauses until the reader has caught up. Bytes that arrive
+without an exchange mean that the worker speaks out of turn: the connection is closed.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, cast
+
+import httptools
+
+from ..calls import Headers, Reply
+from ..errors import UpstreamError, UpstreamTimeout
+from .delays import DelayQueue
+from .headers import end_to_end_reply
+
+WHOLE_BODY_MAX_BYTES: Final = 1 << 20
+"""Replies up to this length are handed over whole; longer ones stream, so that memory stays bounded."""
+
+HIGH_WATER_BYTES: Final = 256 << 10
+"""Unread bytes of a stream at which reading from the worker pauses."""
+
+MAX_HEAD_FIELDS: Final = 1000
+"""Header fields in one reply; a worker that sends more is broken."""
+
+_BODILESS_STATUS = frozenset({204, 304})
+
+
+class ConnectFailed(UpstreamError):
+    """The worker took no connection: nothing was sent, so the call may go elsewhere."""
+
+
+class ConnectionDropped(UpstreamError):
+    """The connection ended before a reply did. `reply_begun` tells whether a byte of it had come."""
+
+    def __init__(self, message: str, *, reply_begun: bool) -> None:
+        super().__init__(message)
+        self.reply_begun = reply_begun
+
+
+class Connection(asyncio.Protocol):
+    """A connection made by `loop.create_connection`; `origin` (host:port) is named in errors."""
+
+    def __init__(
+        self, origin: str, loop: asyncio.AbstractEventLoop, deadlines: "DelayQueue[Connection]"
+    ) -> None:
+        self._origin = origin
+        self._loop = loop
+        self._deadlines = deadlines
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._exchange: _Exchange | None = None
+        self._reusable = True
+        self.idle_since_s = 0.0
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another exchange may begin: still open, nothing pending, keep-alive agreed."""
+        return self._reusable and self._exchange is None
+
+    async def exchange(
+        self, request: bytes, *, head_only: bool, on_end: Callable[["Connection"], None]
+    ) -> Reply:
+        """Send a request, head and body; return its reply, whole or as a stream.
+
+        `head_only` is for HEAD, whose reply has a length but no body. `on_end` is called once, when the
+        connection is done with this exchange. The deadline reaches to the last byte.
+
+        Raises: ConnectionDropped, UpstreamTimeout, UpstreamError (not HTTP). Giving up by cancellation
+        closes the connection, which is how a worker learns of it.
+        """
+        transport = self._transport
+        if transport is None or not self.is_reusable:
+            raise ConnectionDropped(f"The connection to {self._origin} is closed", reply_begun=False)
+        exchange = _Exchange(self, self._loop.create_future(), head_only=head_only, on_end=on_end)
+        self._exchange = exchange
+        self._deadlines.add(self, self._loop)
+        transport.write(request)
+        try:
+            return await exchange.reply
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    def time_out(self) -> None:
+        """End the exchange, whose deadline has passed."""
+        seconds = self._deadlines.delay_s
+        self._fail(
+            f"The worker {self._origin} did not finish its reply within {seconds:g} s", UpstreamTimeout
+        )
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once; a pending exchange fails."""
+        self._reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail(f"The call to {self._origin} was given up")
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; anything that is not the reply we wait for closes the connection."""
+        if self._exchange is None:
+            self.abort()
+            return
+        self._exchange.begun = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._reusable = False
+            self._fail(f"The worker {self._origin} sent what is not HTTP: {error}", UpstreamError)
+            self.abort()
+
+    def eof_received(self) -> bool:
+        """Let asyncio close our side as well."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the exchange: well, if the reply was delimited by the end of the connection."""
+        self._reusable = False
+        self._transport = None
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.ends_with_connection and exc is None:
+            self._complete(exchange)
+        else:
+            told = f": {exc}" if exc else ""
+            self._fail(f"The worker {self._origin} closed the connection before its reply was complete{told}")
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        """Begin a new reply; a second one without a second request is out of turn."""
+        if self._exchange is None:
+            self.abort()
+        else:
+            self._exchange.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a field."""
+        if self._exchange is not None:
+            headers = self._exchange.headers
+            headers.append((name.lower(), value))
+            if len(headers) > MAX_HEAD_FIELDS:
+                raise httptools.HttpParserCallbackError(f"more than {MAX_HEAD_FIELDS} header fields")
+
+    def on_headers_complete(self) -> None:
+        """Decide whether the body is handed over whole or as a stream."""
+        exchange = self._exchange
+        status = self._parser.get_status_code()
+        if exchange is None or status < 200:
+            return
+        exchange.status = status
+        exchange.is_bodiless = exchange.head_only or status in _BODILESS_STATUS
+        length, is_chunked = None, False
+        for name, value in exchange.headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                is_chunked = True
+        exchange.ends_with_connection = length is None and not is_chunked and not exchange.is_bodiless
+        if exchange.is_bodiless:
+            if exchange.head_only:
+                self._reusable = False
+                self._complete(exchange)
+        elif length is None or length > WHOLE_BODY_MAX_BYTES:
+            exchange.begin_stream()
+
+    def on_body(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        exchange.chunks.append(chunk)
+        if exchange.stream is not None:
+            exchange.unread_bytes += len(chunk)
+            exchange.wake()
+            if exchange.unread_bytes > HIGH_WATER_BYTES and self._transport is not None:
+                exchange.is_paused = True
+                self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """End the exchange, unless what came was only an interim reply (1xx)."""
+        exchange = self._exchange
+        if exchange is not None and exchange.status:
+            if not self._parser.should_keep_alive():
+                self._reusable = False
+            self._complete(exchange)
+
+    # Ends of an exchange.
+
+    def resume_reading(self) -> None:
+        """Go on reading after a pause."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def _complete(self, exchange: "_Exchange") -> None:
+        self._exchange = None
+        self._deadlines.discard(self)
+        if not self._reusable and self._transport is not None:
+            self._transport.close()
+        exchange.complete()
+
+    def _fail(self, message: str, kind: type[UpstreamError] | None = None) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._deadlines.discard(self)
+        if exchange is not None:
+            error = kind(message) if kind else ConnectionDropped(message, reply_begun=exchange.begun)
+            exchange.fail(error)
+
+
+class _Exchange:
+    """The state of one request and its reply."""
+
+    __slots__ = (
+        "_connection",
+        "_on_end",
+        "begun",
+        "chunks",
+        "ends_with_connection",
+        "error",
+        "head_only",
+        "headers",
+        "is_bodiless",
+        "is_complete",
+        "is_paused",
+        "reply",
+        "status",
+        "stream",
+        "unread_bytes",
+        "waiter",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        reply: "asyncio.Future[Reply]",
+        *,
+        head_only: bool,
+        on_end: Callable[[Connection], None],
+    ) -> None:
+        self._connection = connection
+        self._on_end = on_end
+        self.reply = reply
+        self.head_only = head_only
+        self.begun = False
+        self.status = 0
+        self.headers: Headers = []
+        self.chunks: deque[bytes] = deque()
+        self.is_bodiless = False
+        self.ends_with_connection = False
+        self.is_complete = False
+        self.is_paused = False
+        self.error: UpstreamError | None = None
+        self.stream: _Stream | None = None
+        self.unread_bytes = 0
+        self.waiter: asyncio.Future[None] | None = None
+
+    def begin_stream(self) -> None:
+        self.stream = _Stream(self)
+        if not self.reply.done():
+            headers = end_to_end_reply(self.headers)
+            self.reply.set_result(Reply(status=self.status, headers=headers, body=self.stream))
+
+    def complete(self) -> None:
+        self.is_complete = True
+        self._resume()
+        if self.stream is None and not self.reply.done():
+            chunks = self.chunks
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            headers = end_to_end_reply(self.headers)
+            self.reply.set_result(Reply(status=self.status, headers=headers, body=body))
+        self._end()
+
+    def fail(self, error: UpstreamError) -> None:
+        self.error = error
+        if not self.reply.done():
+            self.reply.set_exception(error)
+        self._end()
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def next_chunk(self) -> bytes | None:
+        while not self.chunks:
+            if self.error is not None:
+                raise self.error
+            if self.is_complete:
+                return None
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        chunks = self.chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.unread_bytes = 0
+        self._resume()
+        return chunk
+
+    def give_up(self) -> None:
+        self.chunks.clear()
+        if not self.is_complete and self.error is None:
+            self._connection.abort()
+
+    def _resume(self) -> None:
+        if self.is_paused:
+            self.is_paused = False
+            self._connection.resume_reading()
+
+    def _end(self) -> None:
+        self.wake()
+        self._on_end(self._connection)
+
+
+class _Stream:
+    """A reply's body as it arrives: a `ByteStream`."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> "_Stream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._exchange.next_chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        self._exchange.give_up()

@@ -1,0 +1,69 @@
+"""What `/metrics` shows, gathered when it is asked for: a call costs a few integer additions."""
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ..calls import Middleware
+from .data_plane import DataPlane
+from .forwarder import Forwarder
+from .health import State
+from .workers import WorkerPool
+
+
+class RouterCollector(Collector):
+    """Reads the router's own counters, and those of its middleware."""
+
+    def __init__(
+        self, pool: WorkerPool, forwarder: Forwarder, data_plane: DataPlane, middleware: Sequence[Middleware]
+    ) -> None:
+        self._pool = pool
+        self._forwarder = forwarder
+        self._data_plane = data_plane
+        self._middleware = middleware
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the current figures."""
+        replies = CounterMetricFamily(
+            "espalier_replies", "Replies by worker and status.", labels=["worker", "status"]
+        )
+        for (url, status), count in self._forwarder.replies.items():
+            replies.add_metric([url, str(status)], count)
+        yield replies
+        in_flight = GaugeMetricFamily(
+            "espalier_worker_in_flight", "Calls that a worker holds.", labels=["worker"]
+        )
+        states = GaugeMetricFamily(
+            "espalier_worker_state", "1 for the state a worker is in.", labels=["worker", "state"]
+        )
+        for worker in self._pool:
+            in_flight.add_metric([worker.url], worker.in_flight)
+            for state in State:
+                states.add_metric([worker.url, state], float(worker.health.state is state))
+        yield in_flight
+        yield states
+        yield GaugeMetricFamily("espalier_in_flight", "Calls in the router.", self._data_plane.in_flight)
+        yield CounterMetricFamily(
+            "espalier_clients_hung_up", "Calls whose client went away.", self._data_plane.hung_up_total
+        )
+        for layer in self._middleware:
+            yield from _of_middleware(layer)
+
+
+def registry_of(collector: Collector) -> CollectorRegistry:
+    """Return a registry of this router alone, so that several may live in one process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return registry
+
+
+def _of_middleware(layer: Middleware) -> Iterable[Metric]:
+    for name, value in layer.stats().items():
+        metric = f"espalier_{name}"
+        if name.endswith("_total"):
+            yield CounterMetricFamily(metric.removesuffix("_total"), f"{name} of a middleware.", value)
+        else:
+            yield GaugeMetricFamily(metric, f"{name} of a middleware.", value)

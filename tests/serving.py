@@ -1,0 +1,56 @@
+"""Real servers on real sockets, for tests: any ASGI application, on a free port, in a thread of its own."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+
+@contextlib.contextmanager
+def serve(app: Any, **uvicorn_options: Any) -> Iterator[str]:
+    """Serve `app` until the block ends; yields its URL, without trailing slash."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="httptools",
+        lifespan="on",
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        **uvicorn_options,
+    )
+    server = _ReportingServer(config)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener])), name="serve", daemon=True
+    )
+    thread.start()
+    try:
+        if not server.ready.wait(timeout=30) or not server.started:
+            raise RuntimeError("the application did not start; its lifespan failed")
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+        listener.close()
+        if thread.is_alive():
+            raise RuntimeError("the application did not stop")
+
+
+class _ReportingServer(uvicorn.Server):
+    """Tells another thread when start-up has ended, well or badly."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.ready.set()
