@@ -1,0 +1,276 @@
+"""Which recorded path a prompt continues, and how many of its tokens are reused. Pure functions.
+
+Candidates are compared by, in this order:
+1. how far into the prompt the generations reach that it contains whole: a reply that the prompt goes on from
+   is never displaced by another that happens to share a few characters more;
+2. whether the generation that reaches furthest is of the caller's session;
+3. whether the whole prompt is recorded;
+4. how far the last generation reaches, if the prompt leaves it in the middle (an edited history);
+5. which is the most recent.
+
+Context that follows the last generation is not compared: the tokenizer makes the same ids of the same text.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from .radix import Match, Node
+from .segments import Context, Generation, Segment, chain
+
+
+class Decode(Protocol):
+    """Token ids to text, with special tokens left out or spelled out."""
+
+    def __call__(self, ids: Sequence[int], *, skips_special_tokens: bool) -> str:
+        """Return the text of `ids`."""
+        ...
+
+
+MAX_SAME_KEY = 64
+"""How many of the values recorded at one and the same key are looked at, latest first: a bound on the work
+where thousands of siblings said the same."""
+
+
+MIN_SHARED_TOKENS = 16
+"""Contexts share from so many tokens on, and from half of the one that has them: who shares a few tokens of
+a long context would keep all of it alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One way to measure a trajectory: in bytes of text, or in tokens."""
+
+    unit_bytes: int
+    """Bytes of index key for each unit of position."""
+    start: Callable[[Segment], int]
+    end: Callable[[Segment], int]
+    visible_end: Callable[[Generation], int]
+    node: Callable[[Segment], Node[Segment] | None]
+
+
+TEXT_AXIS = Axis(
+    unit_bytes=1,
+    start=attrgetter("text_start"),
+    end=attrgetter("text_end"),
+    visible_end=attrgetter("visible_end"),
+    node=attrgetter("text_node"),
+)
+TOKEN_AXIS = Axis(
+    unit_bytes=4,
+    start=attrgetter("start"),
+    end=attrgetter("end"),
+    visible_end=lambda generation: generation.end - generation.trimmed_tokens,
+    node=attrgetter("ids_node"),
+)
+
+
+class Reach(NamedTuple):
+    """A generation on a candidate's path, and how far the prompt agrees with it (positions on the axis).
+
+    `child` is the segment with which the path goes on, if it does. `is_whole` where the prompt contains all
+    of the generation that lies on the path, but for a trimmed stop.
+    """
+
+    generation: Generation
+    matched: int
+    child: Segment | None
+    is_whole: bool
+
+
+class Choice(NamedTuple):
+    """The winning candidate: `exact` where the prompt is recorded as it is, else the furthest reach."""
+
+    reach: Reach | None
+    exact: Context | None
+
+
+class _Rank(NamedTuple):
+    whole_reach: int = 0
+    is_own: bool = False
+    is_exact: bool = False
+    reach: int = 0
+    ordinal: int = -1
+
+
+def furthest_reach(
+    segment: Segment | None, matched: int, axis: Axis, child: Segment | None = None
+) -> Reach | None:
+    """Return the last generation, from `segment` upwards, that the first `matched` units touch.
+
+    `child` is the segment by which the path leaves `segment`, if it does.
+    """
+    for each in chain(segment):
+        limit = axis.end(each) if child is None else axis.start(child)
+        if isinstance(each, Generation) and axis.start(each) < min(limit, matched):
+            at = min(limit, matched)
+            return Reach(each, at, child, at == limit or (child is None and at == axis.visible_end(each)))
+        child = each
+    return None
+
+
+def choose(
+    match: Match[Segment],
+    size: int,
+    axis: Axis,
+    session_id: str | None,
+    session: Iterable[Generation],
+) -> Choice:
+    """Return what to reuse for a prompt of `size` units, given its match in the axis's index.
+
+    `session` are recent generations of the caller's session.
+    """
+    agreed = {node: node.end // axis.unit_bytes for node in match.node.ancestry()}
+    agreed[match.node] = match.length // axis.unit_bytes
+    best = _Rank()
+    choice = Choice(None, None)
+    for candidate in _candidates(match, size * axis.unit_bytes, axis, session):
+        shared = _agreement(candidate, agreed, axis)
+        exact = (
+            candidate if isinstance(candidate, Context) and axis.end(candidate) == size == shared else None
+        )
+        reach = furthest_reach(candidate, shared, axis)
+        if reach is None and exact is None:
+            continue
+        rank = _rank(candidate, reach, axis, session_id, is_exact=exact is not None)
+        if rank > best:
+            best = rank
+            choice = Choice(reach, exact)
+    return choice
+
+
+def _candidates(
+    match: Match[Segment], size_bytes: int, axis: Axis, session: Iterable[Generation]
+) -> Iterable[Segment]:
+    """Yield what may win: the latest path below the match, what ends on the way to it, the session's own."""
+    if match.node.latest is not None:
+        yield match.node.latest
+    for node in match.node.ancestry():
+        if node.end > match.length or node.values is None:
+            continue
+        recent = list(islice(reversed(node.values), MAX_SAME_KEY))
+        if node.end == size_bytes:
+            yield from (value for value in recent if isinstance(value, Context))
+        generation = next((value for value in recent if isinstance(value, Generation)), None)
+        if generation is not None:
+            yield generation
+            break
+    yield from (generation for generation in session if axis.node(generation) is not None)
+
+
+def _agreement(candidate: Segment, agreed: dict[Node[Segment], int], axis: Axis) -> int:
+    """Return how many units the prompt and the candidate's path have in common."""
+    node = axis.node(candidate)
+    assert node is not None
+    return next(agreed[above] for above in node.ancestry() if above in agreed)
+
+
+def _rank(
+    candidate: Segment, reach: Reach | None, axis: Axis, session_id: str | None, *, is_exact: bool
+) -> _Rank:
+    if reach is None:
+        return _Rank(is_exact=is_exact, ordinal=candidate.ordinal)
+    generation, matched = reach.generation, reach.matched
+    is_own = session_id is not None and generation.session_id == session_id
+    before: Reach | None = reach
+    if not reach.is_whole:
+        before = furthest_reach(generation.parent, matched, axis, generation)
+    whole_reach = before.matched if before is not None else 0
+    return _Rank(whole_reach, is_own, is_exact, matched, candidate.ordinal)
+
+
+class SharedContext(NamedTuple):
+    """The tokens up to `end` (counted from the root) are on the path to the context `segment`."""
+
+    segment: Context
+    end: int
+
+
+def shared_context(
+    match: Match[Segment], below: Segment | None, start: int, text_start: int | None
+) -> SharedContext | None:
+    """Return the recorded context that begins with the same tokens, given a whole prompt's match by ids.
+
+    Only contexts that follow the same token of `below` (at `start`), and the same byte of its text (at
+    `text_start`; None where the text is not known), are shared.
+    """
+    limit = match.length // TOKEN_AXIS.unit_bytes
+    found: SharedContext | None = None
+    first: Segment | None = None
+    for each in chain(match.node.latest):
+        if each is below:
+            break
+        if not isinstance(each, Context):
+            found = None
+        elif found is None and each.start < limit:
+            found = SharedContext(each, min(each.end, limit))
+        limit = min(limit, each.start)
+        first = each
+    else:
+        if below is not None:
+            return None
+    if found is None or first is None or first.start != start:
+        return None
+    shared_tokens = found.end - found.segment.start
+    if found.end - start < MIN_SHARED_TOKENS or 2 * shared_tokens < len(found.segment.tokens):
+        return None
+    same_text = first.text_start == text_start if first.has_text else text_start is None
+    return found if same_text else None
+
+
+def token_end(reach: Reach, key: bytes, decode: Decode | None) -> tuple[int, int]:
+    """Return how many tokens of the path a text reuses, and how many bytes they spell."""
+    generation, matched, child, is_whole = reach
+    if child is not None and is_whole:
+        return child.start, matched
+    if is_whole and not generation.cuts_token:
+        if matched == generation.text_end:
+            return generation.start + generation.spelled_tokens, matched
+        return generation.end - generation.trimmed_tokens, matched
+    if decode is None:
+        return generation.start, generation.text_start
+    text = key[generation.text_start : matched].decode(errors="ignore")
+    count, kept = whole_tokens(generation, text, decode)
+    return generation.start + count, generation.text_start + len(kept.encode())
+
+
+def whole_tokens(generation: Generation, text: str, decode: Decode) -> tuple[int, str]:
+    """Return the most tokens of `generation` whose text is a prefix of `text`, and that text.
+
+    Tokens at the end that show nothing (special tokens left out of the text, a trimmed stop) are not kept.
+    """
+    tokens = generation.tokens
+    show = partial(decode, skips_special_tokens=generation.skips_special_tokens)
+    low, high = 0, len(tokens)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _may_begin(text, show(tokens[:middle])):
+            low = middle
+        else:
+            high = middle - 1
+    count = low
+    kept = show(tokens[:count])
+    while count and not text.startswith(kept):
+        count -= 1
+        kept = show(tokens[:count])
+    while count and show(tokens[: count - 1]) == kept:
+        count -= 1
+    return count, kept
+
+
+_REPLACEMENT = "\ufffd"
+"""What a decoder writes for bytes that are no character, or not yet one."""
+
+_MAX_PENDING = 4
+"""Replacement characters that one unfinished UTF-8 character can show as, and one to spare."""
+
+
+def _may_begin(text: str, decoded: str) -> bool:
+    """Say whether `decoded` is a prefix of `text`, but for a character that is still unfinished at its end.
+
+    Once this is false, it stays so for more tokens: the condition can be bisected.
+    """
+    return len(decoded) <= len(text) + _MAX_PENDING and text.startswith(decoded.rstrip(_REPLACEMENT))

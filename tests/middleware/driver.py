@@ -1,0 +1,114 @@
+"""Drives the radix-tree middleware in front of a fake worker."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+
+from espalier.calls import Call, Handler, JsonObject, Reply
+from espalier.middleware import RadixTreeMiddleware
+from espalier.middleware.trajectories import RetrieveRequest, Trajectory
+
+from .fake_worker import FakeWorker, Sample
+from .tokenizers_made import byte_level, saved
+
+CAPTURES = Path(__file__).parent.parent / "captures"
+USER, END = "<|im_start|>user\n", "<|im_end|>\n"
+ASSISTANT = "<|im_start|>assistant\n"
+IM_END = 2
+
+
+def ids_of(text: str) -> list[int]:
+    return byte_level().encode(text, add_special_tokens=False).ids
+
+
+def says(*texts: str, stop: bool = False) -> Sample:
+    """Return a sampler of these texts, in turn, each tokenised one character at a time: unlike any prompt."""
+    turn = itertools.cycle(texts)
+
+    def sample(prompt: list[int]) -> list[int]:
+        ids = [each for char in next(turn) for each in ids_of(char)]
+        return [*ids, IM_END] if stop else ids
+
+    return sample
+
+
+def call_of(
+    body: JsonObject, *, path: str = "/generate", headers: list[tuple[bytes, bytes]] | None = None
+) -> Call:
+    return Call(
+        method="POST",
+        path=path,
+        target=path.encode(),
+        headers=headers or [],
+        body=msgspec.json.encode(body),
+        request_id="r",
+    )
+
+
+class Setup:
+    """The middleware before a fake worker."""
+
+    def __init__(
+        self, folder: Path, sample: Sample, tokenizer: tokenizers.Tokenizer | None = None, **options: Any
+    ) -> None:
+        self.tokenizer = tokenizer or byte_level()
+        self.worker = FakeWorker(self.tokenizer, sample, stop_ids=[IM_END])
+        self.middleware = RadixTreeMiddleware(tokenizer_path=saved(self.tokenizer, folder), **options)
+
+    async def raw(self, body: JsonObject, **options: Any) -> Reply:
+        return await self.middleware(call_of(body, **options), self.worker)
+
+    def send(self, **body: Any) -> JsonObject:
+        return msgspec.json.decode(asyncio.run(self.read(body)), type=dict)
+
+    async def read(self, body: JsonObject, **options: Any) -> bytes:
+        return await (await self.raw(body, **options)).read()
+
+    def retrieve(self, **body: Any) -> Trajectory:
+        return asyncio.run(retrieve(self.middleware, **body))
+
+    def stat(self, name: str) -> float:
+        return self.middleware.stats()[f"radix_tree_{name}"]
+
+
+async def retrieve(middleware: RadixTreeMiddleware, **body: Any) -> Trajectory:
+    return await middleware.trajectories.retrieve(RetrieveRequest(**body))
+
+
+class Body:
+    """A streamed body that knows whether it was closed."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.chunks = chunks
+        self.is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            yield chunk
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+def capture(name: str) -> JsonObject:
+    document = msgspec.json.decode((CAPTURES / f"{name}.json").read_bytes())
+    answer: JsonObject = document["response"]["json"]
+    return answer
+
+
+def answering(content: bytes) -> Handler:
+    async def forward(call: Call) -> Reply:
+        return Reply(status=200, headers=[], body=content)
+
+    return forward
+
+
+def masks(sizes: Iterable[int]) -> list[int]:
+    """Return the mask of segments of these sizes: context, generation, context, and so on."""
+    return list(chain(*([at % 2] * size for at, size in enumerate(sizes))))

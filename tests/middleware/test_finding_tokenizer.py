@@ -1,0 +1,87 @@
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from espalier.calls import Call, Handler, Reply
+from espalier.errors import ConfigError
+from espalier.middleware import RadixTreeMiddleware
+from espalier.middleware.tokenizer import TokenizerSource
+
+from .driver import (
+    IM_END,
+    Setup,
+    call_of,
+    capture,
+    ids_of,
+    says,
+)
+from .fake_worker import FakeWorker, Sample
+from .tokenizers_made import byte_level, saved
+
+
+def test_tokenizer_is_found_through_the_worker(tmp_path: Path) -> None:
+    worker = FakeWorker(byte_level(), says("x"), tokenizer_path=saved(byte_level(), tmp_path))
+    middleware = RadixTreeMiddleware()
+    for _ in range(2):
+        asyncio.run(middleware(call_of({"text": "hello"}), handler(worker, says("x"))))
+    assert [call.path for call in worker.calls] == ["/model_info", "/generate", "/generate"]
+    assert worker.sent[0]["input_ids"] == ids_of("hello")
+
+
+def test_worker_tokenises_where_no_file_is_at_hand(tmp_path: Path) -> None:
+    worker = FakeWorker(byte_level(), says("one", "two", stop=True), stop_ids=[IM_END])
+    middleware = RadixTreeMiddleware()
+    for text in ("hello", "helloone<|im_end|>\nmore"):
+        asyncio.run(middleware(call_of({"text": text}), worker))
+    sampled = worker.replies[0]["output_ids"]
+    assert worker.sent[1]["input_ids"] == ids_of("hello") + sampled + ids_of("\nmore")
+
+
+def test_without_tokenizer_ids_callers_are_recorded_and_text_passes_through() -> None:
+    middleware = RadixTreeMiddleware()
+    reply = msgspec.json.encode(capture("generate_text_logprob"))
+
+    async def forward(call: Call) -> Reply:
+        return Reply(status=200 if call.path == "/generate" else 404, headers=[], body=reply)
+
+    asyncio.run(middleware(call_of({"text": "hello"}), forward))
+    asyncio.run(middleware(call_of({"input_ids": [1, 2, 3]}), forward))
+    stats = middleware.stats()
+    assert stats["radix_tree_passed_through_no_tokenizer_total"] == 1
+    assert stats["radix_tree_calls_recorded_total"] == 1
+
+
+def test_tokenizer_is_looked_for_again_once_a_worker_is_up(tmp_path: Path) -> None:
+    worker = FakeWorker(byte_level(), says("x"), tokenizer_path=saved(byte_level(), tmp_path))
+    now = [100.0]
+
+    async def scenario() -> list[bool]:
+        source = TokenizerSource(None, retry_interval_s=5.0, clock=lambda: now[0])
+        found = []
+        for worker.is_up, now[0] in [(False, 100.0), (True, 104.0), (True, 105.0)]:
+            found.append(await source.get(worker) is not None)
+        return found
+
+    assert asyncio.run(scenario()) == [False, False, True]
+
+
+def test_long_text_is_tokenised_off_the_event_loop_and_to_the_same_ids(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("x"))
+    text = "the quick brown fox " * 2000
+    setup.send(text=text)
+    assert setup.worker.sent[0]["input_ids"] == byte_level().encode(text).ids
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer_path .* no tokenizer\.json"):
+        RadixTreeMiddleware(tokenizer_path=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer_path .*tokenizer\.json: "):
+        RadixTreeMiddleware(tokenizer_path=str(tmp_path))
+
+
+def handler(worker: FakeWorker, sample: Sample) -> Handler:
+    worker.sample = sample
+    return worker

@@ -1,0 +1,104 @@
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier.calls import Call, JsonObject, Reply
+from espalier.errors import BadRequest, ConfigError
+from espalier.middleware import RadixTreeMiddleware
+
+from .driver import (
+    Setup,
+    answering,
+    call_of,
+    says,
+)
+from .tokenizers_made import byte_level, saved
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"text": "hi", "stream": True}, "streamed"),
+        ({"text": ["a", "b"]}, "batch"),
+        ({"input_ids": [[1], [2]]}, "batch"),
+        ({"text": "hi", "sampling_params": {"n": 2}}, "parallel_samples"),
+        ({"text": "hi", "image_data": "data:"}, "multimodal"),
+        ({"input_embeds": [[0.5]]}, "input_embeds"),
+        ({"text": "hi", "session_params": {"id": "s"}}, "server_session"),
+        ({"text": "hi", "sampling_params": []}, "malformed"),
+        ({"text": "hi", "return_logprob": "yes"}, "malformed"),
+        ({"text": 5}, "malformed"),
+        ({"input_ids": ["1"]}, "malformed"),
+        ({}, "malformed"),
+    ],
+)
+def test_what_is_not_recorded_passes_through_untouched_and_is_counted(
+    tmp_path: Path, body: JsonObject, reason: str
+) -> None:
+    middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
+    call = call_of(body)
+    seen: list[Call] = []
+    reply = Reply(status=200, headers=[(b"x", b"y")], body=b"anything")
+
+    async def forward(forwarded: Call) -> Reply:
+        seen.append(forwarded)
+        return reply
+
+    assert asyncio.run(middleware(call, forward)) is reply
+    assert seen == [call]
+    assert seen[0] is call
+    assert middleware.stats()[f"radix_tree_passed_through_{reason}_total"] == 1
+
+
+def test_unparsable_body_and_other_paths_pass_through(tmp_path: Path) -> None:
+    middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
+    broken = Call(method="POST", path="/generate", target=b"", headers=[], body=b"{", request_id="")
+    chat = call_of({"messages": []}, path="/v1/chat/completions")
+    for call in (broken, chat):
+        reply = asyncio.run(middleware(call, answering(b"as it was")))
+        assert reply.body == b"as it was"
+    assert middleware.stats()["radix_tree_passed_through_malformed_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"text": ""}, "The prompt is empty: `text`"),
+        ({"text": ["a", ""]}, r"`text\[1\]`"),
+        ({"text": []}, "The batch is empty"),
+        ({"input_ids": []}, "The prompt is empty: `input_ids`"),
+        ({"input_ids": [[1], []]}, r"`input_ids\[1\]`"),
+        ({"input_ids": [50, 999_999]}, r"`input_ids\[1\]` is 999999.*from 0 to 412"),
+        ({"input_ids": [50, -1]}, r"`input_ids\[1\]` is -1"),
+        ({"input_ids": [10**12]}, "is 1000000000000"),
+        ({"input_ids": [[1], [2, 500]]}, r"`input_ids\[1\]\[1\]` is 500"),
+        ({"input_ids": [500], "stream": True}, "outside the vocabulary"),
+    ],
+)
+def test_what_would_kill_a_worker_is_refused(tmp_path: Path, body: JsonObject, message: str) -> None:
+    setup = Setup(tmp_path, says("x"))
+    with pytest.raises(BadRequest, match=message):
+        asyncio.run(setup.raw(body))
+    assert setup.worker.calls == []
+
+
+def test_reply_that_is_not_200_passes_untouched(tmp_path: Path) -> None:
+    middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
+    error = Reply(status=400, headers=[], body=b'{"error": {"message": "no"}}')
+
+    async def forward(call: Call) -> Reply:
+        return error
+
+    assert asyncio.run(middleware(call_of({"text": "hi"}), forward)) is error
+    assert middleware.stats()["radix_tree_trajectories"] == 0
+    assert middleware.stats()["radix_tree_cached_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_cached_tokens": 0}, {"max_cached_bytes": "many"}, {"max_reply_bytes": True}]
+)
+def test_wrong_option_is_named(options: Any) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        RadixTreeMiddleware(**options)

@@ -1,0 +1,60 @@
+"""Small tokenizers, trained on the spot: byte-level BPE with chat specials, and BPE with byte fallback."""
+
+from functools import cache
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog, hello world, hello there, and so on",
+    "user assistant system tool answer question: what is 12 + 30? it is 42.",
+    "def main():\n    return [x for x in range(10)]\n",
+    "naïve café 你好世界 こんにちは 🙂🙃",
+] * 4
+
+
+@cache
+def byte_level() -> tokenizers.Tokenizer:
+    """As Qwen's: any text comes back as it was."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+@cache
+def byte_fallback() -> tokenizers.Tokenizer:
+    """As Llama 2's: a space before the first word, bytes for unknown characters, `<s>` before a prompt."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    trained.train_from_iterator(["hello world the quick brown fox assistant user"] * 4, trainer)
+    trained.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return trained
+
+
+def saved(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
+    """Save as the worker's model folder would hold it; returns the folder."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
