@@ -1,0 +1,42 @@
+"""The rollout client: prompts in; samples with exact tokens, rewards and filtered groups out.
+
+Names and signatures are slime's, so that its plug-ins run with only their import lines changed. A sample's
+way: `data_source` makes a group of it, `generate` samples and checks its tokens through `client`, `rewards`
+judges it, `filters` judges the group, `batch` decides whether it is in, and `loop` keeps that going.
+"""
+
+if __name__ != "espalier.rollout":
+    raise ImportError(f"import espalier.rollout, not {__name__}: this folder is installed under that name")
+
+from .config import RolloutConfig
+from .data_source import DataSource, RolloutDataSource
+from .generate import generate, generate_and_rm, generate_and_rm_group
+from .loop import abort, generate_rollout, generate_rollout_async
+from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
+from .plugins import generate_functions, rollout_functions
+from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
+from .state import GenerateState, RolloutState, rollout_state
+
+__all__ = [
+    "DataSource",
+    "DynamicFilterOutput",
+    "GenerateState",
+    "PrefixCacheInfo",
+    "RolloutConfig",
+    "RolloutDataSource",
+    "RolloutFnEvalOutput",
+    "RolloutFnTrainOutput",
+    "RolloutState",
+    "Sample",
+    "SpecInfo",
+    "Status",
+    "abort",
+    "generate",
+    "generate_and_rm",
+    "generate_and_rm_group",
+    "generate_functions",
+    "generate_rollout",
+    "generate_rollout_async",
+    "rollout_functions",
+    "rollout_state",
+]

@@ -1,0 +1,201 @@
+"""The rollout's settings, under slime's attribute names: functions written for slime take them as `args`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Everything that a rollout needs to know.
+
+    Raises: ConfigError naming the flag where a value is out of range or two do not fit together.
+    """
+
+    router_url: str = "http://127.0.0.1:30000"
+    """where the router listens"""
+
+    prompt_data: Path
+    """JSONL file of prompts, one object a line"""
+
+    input_key: str = "prompt"
+    """key of the prompt in a line"""
+
+    label_key: str = "label"
+    """key of the label, which rewards compare with; lines may lack it"""
+
+    metadata_key: str = "metadata"
+    """key of an object of anything else; lines may lack it"""
+
+    output_dir: Path = Path("rollout-output")
+    """folder for samples.jsonl and metrics.jsonl"""
+
+    overwrite: bool = False
+    """replace the results of an earlier run in the output folder"""
+
+    num_rollout: int = 1
+    """steps to run"""
+
+    rollout_batch_size: int = 32
+    """groups kept a step; a group is one prompt's samples"""
+
+    n_samples_per_prompt: int = 8
+    """samples in a group"""
+
+    over_sampling_batch_size: int | None = None
+    """groups submitted at a time; above the batch size, spare groups stand in for dropped ones at once"""
+
+    rollout_shuffle: bool = False
+    """shuffle the prompts anew in each epoch"""
+
+    rollout_seed: int = 42
+    """seed of the shuffle and of everything else that is random here"""
+
+    rollout_deterministic: bool = False
+    """same seed, same samples: send each sample its own sampling seed, and fill the batch in the order of
+    submission rather than of arrival, so that it waits for stragglers"""
+
+    rollout_temperature: float = 1.0
+    """sampling temperature; 0 is greedy"""
+
+    rollout_top_p: float = 1.0
+    """nucleus sampling: share of the probability to sample from"""
+
+    rollout_top_k: int = -1
+    """sample from this many tokens only; -1 is all"""
+
+    rollout_max_response_len: int = 1024
+    """tokens a response may have; a longer one is truncated"""
+
+    rollout_stop: tuple[str, ...] = ()
+    """texts that end a response"""
+
+    rollout_stop_token_ids: tuple[str, ...] = ()
+    """token ids that end a response"""
+
+    rollout_skip_special_tokens: bool = False
+    """leave special tokens out of the response's text; its tokens keep them"""
+
+    hf_checkpoint: Path | None = None
+    """folder with a tokenizer.json, or the file: prompts are then sent as token ids; without it they are
+    sent as text and the router's radix tree tells their tokens"""
+
+    rm_type: str | None = None
+    """reward: math, digit_share, random or another registered name, package.module:function or
+    package.module.function; a sample's metadata may name another one as rm_type"""
+
+    custom_rm_path: str | None = None
+    """reward that goes before every rm_type"""
+
+    reward_key: str | None = None
+    """for rewards that return an object: the key of the number to train on"""
+
+    group_rm: bool = False
+    """call the reward of --custom-rm-path once a group, with the list of its samples"""
+
+    dynamic_sampling_filter_path: str | None = None
+    """dynamic filter, such as check_reward_nonzero_std: groups it rejects are dropped and replaced"""
+
+    custom_generate_function_path: str | None = None
+    """generate function in place of the default one"""
+
+    rollout_function_path: str | None = None
+    """rollout function in place of the default one"""
+
+    max_dropped_groups: int = 256
+    """give up when this many groups in a row were dropped"""
+
+    sglang_server_concurrency: int = 512
+    """samples generated at a time"""
+
+    request_timeout_s: float = 600.0
+    """seconds a sample's request may take, retries included"""
+
+    reward_timeout_s: float = 60.0
+    """seconds a reward may take"""
+
+    def __post_init__(self) -> None:
+        """Check what a single field's type cannot."""
+        for name in (
+            "num_rollout",
+            "rollout_batch_size",
+            "n_samples_per_prompt",
+            "rollout_max_response_len",
+            "max_dropped_groups",
+            "sglang_server_concurrency",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("request_timeout_s", "reward_timeout_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")
+        if not (math.isfinite(self.rollout_temperature) and self.rollout_temperature >= 0):
+            raise ConfigError(f"--rollout-temperature must be 0 or more, not {self.rollout_temperature}")
+        if not 0 < self.rollout_top_p <= 1:
+            raise ConfigError(f"--rollout-top-p must be above 0 and at most 1, not {self.rollout_top_p}")
+        if self.rollout_top_k != -1 and self.rollout_top_k < 1:
+            raise ConfigError(f"--rollout-top-k must be -1 or at least 1, not {self.rollout_top_k}")
+        size = self.over_sampling_batch_size
+        if size is not None and size < self.rollout_batch_size:
+            raise ConfigError(
+                f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
+            )
+        if self.group_rm and self.custom_rm_path is None:
+            raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
+        parts = urlsplit(self.router_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--router-url {self.router_url}: expected http://HOST:PORT")
+        self.sampling_params()
+
+    @property
+    def data(self) -> Path:
+        """The same as `prompt_data`."""
+        return self.prompt_data
+
+    @property
+    def sglang_router_ip(self) -> str:
+        """Host of the router, as slime's functions ask for it."""
+        return urlsplit(self.router_url).hostname or ""
+
+    @property
+    def sglang_router_port(self) -> int:
+        """Port of the router, as slime's functions ask for it."""
+        parts = urlsplit(self.router_url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def groups_per_submission(self) -> int:
+        """Groups submitted at a time."""
+        return self.over_sampling_batch_size or self.rollout_batch_size
+
+    def sampling_params(self) -> dict[str, Any]:
+        """Return the sampling parameters of every request, under SGLang's names.
+
+        Stop texts stay in the response (`no_stop_trim`), so that its text says all that its tokens do.
+        """
+        return {
+            "temperature": self.rollout_temperature,
+            "top_p": self.rollout_top_p,
+            "top_k": self.rollout_top_k,
+            "max_new_tokens": self.rollout_max_response_len,
+            "stop": list(self.rollout_stop) or None,
+            "stop_token_ids": [_token_id(text) for text in self.rollout_stop_token_ids] or None,
+            "skip_special_tokens": self.rollout_skip_special_tokens,
+            "no_stop_trim": True,
+            "spaces_between_special_tokens": False,
+        }
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _token_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"--rollout-stop-token-ids: expected token ids, not {text!r}")
+    return int(text)

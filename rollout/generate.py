@@ -1,0 +1,243 @@
+"""One sample, one group: generate, check the tokens, reward.
+
+Invariant: a sample's tokens and log-probabilities are those of the worker's reply. Nothing is re-tokenised,
+guessed or filled in; a reply that does not tell them fails the sample.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import HttpError, RolloutError
+from ..sglang import GenerateReply
+from .client import RouterClient
+from .config import RolloutConfig
+from .filters import flattened
+from .plugins import GenerateFn
+from .replies import reason_of
+from .rewards import async_rm, batched_async_rm
+from .sample import Sample, Status
+from .seeds import stable_seed
+from .state import RolloutState, rollout_state
+
+_UNFINISHED = (Status.PENDING, Status.ABORTED)
+_TO_REWARD = (Status.COMPLETED, Status.TRUNCATED)
+
+
+async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, Any]) -> Sample:
+    """Sample one response (or the rest of an aborted one) and append it to `sample`.
+
+    With a tokenizer (`hf_checkpoint`) or tokens of its own, the sample is sent as token ids. Otherwise its
+    text is, and the router's radix tree tells which tokens the worker read; they must end with those that
+    it sampled. Without any budget left the sample is truncated and nothing is sent.
+
+    Raises: RolloutError where the sample is finished already or the reply does not hold what it must;
+    UpstreamError where the router fails. The sample is then unchanged.
+    """
+    if sample.status not in _UNFINISHED:
+        raise RolloutError(f"sample {sample.index} is {sample.status} already")
+    budget = sampling_params["max_new_tokens"] - sample.response_length
+    if budget <= 0:
+        sample.status = Status.TRUNCATED
+        return sample
+    async with rollout_state(args) as state:
+        prompt, known = _prompt_of(state, sample)
+        payload: dict[str, Any] = {
+            "sampling_params": {**sampling_params, "max_new_tokens": budget},
+            "return_logprob": True,
+        }
+        payload |= {"input_ids": known} if known else {"text": prompt}
+        headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
+        with state.running_request() as rid:
+            reply = await state.client.generate(payload | {"rid": rid}, headers)
+            tokens, log_probs = sampled(reply)
+            if tokens and not known:
+                known = await _recorded_prompt(state.client, prompt, reply, rid)
+    _append(sample, known, reply, tokens, log_probs)
+    return sample
+
+
+def sampled(reply: GenerateReply) -> tuple[list[int], list[float]]:
+    """Return the token ids that `reply` sampled and their log-probabilities, in nats.
+
+    Raises: RolloutError where it does not tell both for every token, or has not ended.
+    """
+    entries = reply.meta_info.output_token_logprobs
+    if entries is None:
+        raise RolloutError("the worker's reply has no log-probabilities, though they were asked for")
+    if reply.meta_info.finish_reason is None:
+        raise RolloutError("the worker's reply does not tell why it ended")
+    tokens = [token for _, token, _ in entries]
+    log_probs = [log_prob for log_prob, _, _ in entries if log_prob is not None]
+    if len(log_probs) != len(tokens):
+        raise RolloutError("the worker's reply has a token whose log-probability is no number")
+    if reply.output_ids is not None and reply.output_ids != tokens:
+        raise RolloutError("the worker's reply has log-probabilities of other tokens than its output_ids")
+    return tokens, log_probs
+
+
+async def generate_and_rm(
+    args: RolloutConfig,
+    sample: Sample,
+    sampling_params: Mapping[str, Any],
+    evaluation: bool = False,  # noqa: FBT001, FBT002  slime's signature
+) -> Sample | list[Sample]:
+    """Generate `sample` and give it its reward; return it, or the samples that it was fanned out to.
+
+    A sample that is finished already is only rewarded, if it has no reward yet. What goes wrong in
+    generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
+    go on. With `group_rm` the reward is left to the group.
+
+    Raises: ConfigError where a plug-in is at fault; whatever a plug-in raises that is not Espalier's own.
+    """
+    async with rollout_state(args) as state:
+        samples: list[Sample] = [sample]
+        fanned_out = False
+        try:
+            if sample.status in _UNFINISHED:
+                async with state.semaphore:
+                    if state.aborted:
+                        sample.status = Status.ABORTED
+                        return sample
+                    function = state.plugins.generate or generate
+                    result = await _generated(function, args, sample, sampling_params, evaluation=evaluation)
+                samples, fanned_out = (result, True) if isinstance(result, list) else ([result], False)
+            if not args.group_rm and not state.aborted:
+                await asyncio.gather(*(_give_reward(args, item) for item in samples))
+        except (RolloutError, HttpError) as error:
+            sample.fail(reason_of(error))
+            return sample
+    return samples if fanned_out else samples[0]
+
+
+async def generate_and_rm_group(
+    args: RolloutConfig,
+    group: list[Sample],
+    sampling_params: Mapping[str, Any],
+    evaluation: bool = False,  # noqa: FBT001, FBT002  slime's signature
+) -> list[Sample | list[Sample]]:
+    """Generate and reward the samples of one group, all at a time; return them in order.
+
+    With `rollout_deterministic` each sample gets a seed of its own, from `rollout_seed` and its index.
+
+    Raises: as `generate_and_rm`, after every sample of the group has ended.
+    """
+    async with rollout_state(args) as state:
+        results = await asyncio.gather(
+            *(
+                generate_and_rm(args, sample, _seeded(args, sample, sampling_params), evaluation)
+                for sample in group
+            ),
+            return_exceptions=True,
+        )
+        done: list[Sample | list[Sample]] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            done.append(result)
+        if args.group_rm and not state.aborted:
+            await _give_group_reward(args, flattened(done))
+    return done
+
+
+def _seeded(args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, Any]) -> dict[str, Any]:
+    seed = (
+        {"sampling_seed": stable_seed("sampling", args.rollout_seed, sample.index)}
+        if args.rollout_deterministic
+        else {}
+    )
+    return {**sampling_params, **seed}
+
+
+async def _generated(
+    function: GenerateFn,
+    args: RolloutConfig,
+    sample: Sample,
+    sampling_params: Mapping[str, Any],
+    *,
+    evaluation: bool,
+) -> Sample | list[Sample]:
+    takes_evaluation = "evaluation" in inspect.signature(function).parameters
+    options = {"evaluation": evaluation} if takes_evaluation else {}
+    result: object = await function(args, sample, dict(sampling_params), **options)
+    if isinstance(result, Sample):
+        return result
+    if isinstance(result, list) and result and all(isinstance(item, Sample) for item in result):
+        return result
+    raise RolloutError(
+        f"the generate function must return a Sample or a list of them, not {type(result).__name__}"
+    )
+
+
+async def _give_reward(args: RolloutConfig, sample: Sample) -> None:
+    if sample.status in _TO_REWARD and sample.reward is None:
+        sample.reward = await async_rm(args, sample)
+
+
+async def _give_group_reward(args: RolloutConfig, samples: list[Sample]) -> None:
+    if any(sample.status not in _TO_REWARD for sample in samples):
+        return
+    try:
+        for sample, reward in zip(samples, await batched_async_rm(args, samples), strict=True):
+            sample.reward = reward
+    except (RolloutError, HttpError) as error:
+        for sample in samples:
+            sample.fail(reason_of(error))
+
+
+def _prompt_of(state: RolloutState, sample: Sample) -> tuple[str, list[int]]:
+    """Return the prompt's text, and the ids to send in its place (none: send the text)."""
+    if not isinstance(sample.prompt, str):
+        raise RolloutError(f"sample {sample.index}: the prompt must be a text, not a list of messages")
+    if sample.tokens:
+        return sample.prompt, list(sample.tokens)
+    if not sample.prompt:
+        raise RolloutError(f"sample {sample.index}: the prompt is empty")
+    return sample.prompt, state.tokenizer.encode(sample.prompt) if state.tokenizer is not None else []
+
+
+async def _recorded_prompt(client: RouterClient, prompt: str, reply: GenerateReply, rid: str) -> list[int]:
+    """Return the prompt's tokens as the router recorded them, once they are seen to lead to the reply."""
+    if reply.text is None:
+        raise RolloutError("the worker has no tokenizer: give --hf-checkpoint, so that token ids are sent")
+    tokens, log_probs = sampled(reply)
+    recorded = await client.retrieve_from_text(prompt + reply.text, rid)
+    size = len(recorded.tokens)
+    if len(recorded.loss_mask) != size or len(recorded.rollout_logp) != size:
+        raise RolloutError(f"TokenMismatch: the router's lists for request {rid} differ in length")
+    start = size - len(tokens)
+    _check_tail("tokens", recorded.tokens[max(start, 0) :], tokens, rid)
+    _check_tail("log-probabilities", recorded.rollout_logp[start:], log_probs, rid)
+    _check_tail("loss mask", recorded.loss_mask[start:], [1] * len(tokens), rid)
+    if start == 0:
+        raise RolloutError(f"TokenMismatch: the router recorded no prompt for request {rid}")
+    return recorded.tokens[:start]
+
+
+def _check_tail(what: str, recorded: Sequence[float], replied: Sequence[float], rid: str) -> None:
+    if len(recorded) != len(replied):
+        raise RolloutError(
+            f"TokenMismatch: the router recorded {len(recorded)} tokens for request {rid}, "
+            f"fewer than the {len(replied)} that were sampled"
+        )
+    for position, (ours, theirs) in enumerate(zip(recorded, replied, strict=True)):
+        if ours != theirs:
+            raise RolloutError(
+                f"TokenMismatch: the router recorded other {what} than the worker replied for request {rid}: "
+                f"{ours} and {theirs} at response token {position}"
+            )
+
+
+def _append(
+    sample: Sample, prompt: list[int], reply: GenerateReply, tokens: list[int], log_probs: list[float]
+) -> None:
+    before = sample.tokens
+    sample.tokens = prompt
+    try:
+        sample.append_response_tokens(
+            tokens=tokens, log_probs=log_probs, meta_info=reply.meta_info, text=reply.text
+        )
+    except ValueError as error:
+        sample.tokens = before
+        raise RolloutError(f"the worker's reply does not fit the sample: {error}") from None

@@ -1,0 +1,70 @@
+"""The rollout's plug points and the functions chosen for them, looked up and checked once.
+
+A plug-in is named by a registered name, `package.module:function` or `package.module.function`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from ..registry import Registry
+from .config import RolloutConfig
+from .data_source import DataSource
+from .filters import DynamicFilter, dynamic_filters
+from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
+from .rewards import GroupReward, Reward, group_rewards, rewards
+from .sample import Sample
+
+GenerateFn: TypeAlias = Callable[[RolloutConfig, Sample, dict[str, Any]], Awaitable[Sample | list[Sample]]]
+"""`async f(args, sample, sampling_params)`; may also take `evaluation: bool`."""
+
+RolloutFn: TypeAlias = Callable[..., RolloutFnTrainOutput | RolloutFnEvalOutput]
+"""`f(args, rollout_id, data_source, evaluation=False)`."""
+
+
+def _generate(args: RolloutConfig, sample: Sample, sampling_params: dict[str, Any]) -> object: ...
+
+
+def _rollout(
+    args: RolloutConfig, rollout_id: int, data_source: DataSource, *, evaluation: bool
+) -> object: ...
+
+
+generate_functions: Registry[GenerateFn] = Registry("generate function", expects=_generate)
+"""What makes one sample, or several, of a prompt."""
+
+rollout_functions: Registry[RolloutFn] = Registry("rollout function", expects=_rollout)
+"""What makes a step's groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugins:
+    """The functions that the settings name; None where they name none."""
+
+    generate: GenerateFn | None
+    reward: Reward | None
+    group_reward: GroupReward | None
+    dynamic_filter: DynamicFilter | None
+    rollout: RolloutFn | None
+
+    @classmethod
+    def resolve(cls, args: RolloutConfig) -> "Plugins":
+        """Look up everything that `args` names.
+
+        Raises: PluginError where one is unknown, cannot be imported or has the wrong signature.
+        """
+        reward = args.custom_rm_path or args.rm_type
+        return cls(
+            generate=_maybe(generate_functions, args.custom_generate_function_path),
+            reward=None if args.group_rm else _maybe(rewards, reward),
+            group_reward=_maybe(group_rewards, args.custom_rm_path) if args.group_rm else None,
+            dynamic_filter=_maybe(dynamic_filters, args.dynamic_sampling_filter_path),
+            rollout=_maybe(rollout_functions, args.rollout_function_path),
+        )
+
+
+_T = TypeVar("_T")
+
+
+def _maybe(registry: Registry[_T], name: str | None) -> _T | None:
+    return None if name is None else registry.resolve(name)

@@ -1,0 +1,116 @@
+"""The registry of rewards, and the two calls that give samples theirs."""
+
+import asyncio
+import functools
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+from ...errors import RolloutError
+from ...registry import Registry
+from ..config import RolloutConfig
+from ..sample import Sample
+from .threads import in_thread
+
+RewardValue: TypeAlias = float | dict[str, Any]
+"""A number, or a dict of which `reward_key` names the number."""
+
+Reward: TypeAlias = Callable[[RolloutConfig, Sample], Awaitable[RewardValue] | RewardValue]
+"""`f(args, sample)`, plain or async."""
+
+GroupReward: TypeAlias = Callable[
+    [RolloutConfig, list[Sample]], Awaitable[Sequence[RewardValue]] | Sequence[RewardValue]
+]
+"""`f(args, samples)`, plain or async: one reward for each sample, in order."""
+
+
+def _reward(args: RolloutConfig, sample: Sample) -> object: ...
+
+
+def _group_reward(args: RolloutConfig, samples: list[Sample]) -> object: ...
+
+
+rewards: Registry[Reward] = Registry("reward", expects=_reward)
+"""Rewards of one sample."""
+
+group_rewards: Registry[GroupReward] = Registry("group reward", expects=_group_reward)
+"""Rewards of a whole group, for `group_rm`."""
+
+_resolved = functools.lru_cache(maxsize=64)(rewards.resolve)
+_resolved_group = functools.lru_cache(maxsize=64)(group_rewards.resolve)
+
+
+async def async_rm(args: RolloutConfig, sample: Sample) -> RewardValue:
+    """Return the sample's reward. A plain function runs in a thread, so that it cannot hold up the others.
+
+    Raises: RolloutError where no reward is chosen, it takes longer than `reward_timeout_s`, or what it
+    returns is no finite number (or dict); PluginError where it is unknown. What a reward raises, it raises.
+    """
+    name = reward_name(args, sample)
+    if name is None:
+        raise RolloutError("no reward is chosen: give --rm-type or --custom-rm-path")
+    result = await _call(_resolved(name), args, sample, name=name, timeout_s=args.reward_timeout_s)
+    return checked_reward(result, args.reward_key, name)
+
+
+async def batched_async_rm(args: RolloutConfig, samples: list[Sample]) -> list[RewardValue]:
+    """Return the reward of each sample: by one call of the group reward with `group_rm`, else one by one.
+
+    Raises: as `async_rm`; RolloutError also where a group reward returns another number of rewards.
+    """
+    if not args.group_rm or args.custom_rm_path is None:
+        return list(await asyncio.gather(*(async_rm(args, sample) for sample in samples)))
+    name = args.custom_rm_path
+    found = await _call(_resolved_group(name), args, samples, name=name, timeout_s=args.reward_timeout_s)
+    if not isinstance(found, Sequence) or len(found) != len(samples):
+        raise RolloutError(
+            f"the group reward {name!r} must return {len(samples)} rewards, not {found!r:.200}"
+        )
+    return [checked_reward(value, args.reward_key, name) for value in found]
+
+
+def reward_name(args: RolloutConfig, sample: Sample) -> str | None:
+    """Return the name of the reward that counts for `sample`, or None."""
+    named = sample.metadata.get("rm_type")
+    return (
+        sample.custom_rm_path
+        or args.custom_rm_path
+        or (named if isinstance(named, str) else None)
+        or args.rm_type
+    )
+
+
+def checked_reward(value: object, reward_key: str | None, name: str) -> RewardValue:
+    """Return `value` as a reward; numbers of every kind become float.
+
+    Raises: RolloutError naming the reward where `value`, or its entry `reward_key`, is no finite number.
+    """
+    number = value
+    if isinstance(value, dict):
+        if reward_key is None or reward_key not in value:
+            raise RolloutError(
+                f"the reward {name!r} returned a dict with {', '.join(map(str, value))}: "
+                f"--reward-key must name one, not {reward_key!r}"
+            )
+        number = value[reward_key]
+    try:
+        as_float = float(number)  # type: ignore[arg-type]  # whatever a plug-in returned
+    except (TypeError, ValueError, OverflowError):
+        raise RolloutError(f"the reward {name!r} returned {value!r:.200}, which is no number") from None
+    if isinstance(number, str) or not math.isfinite(as_float):
+        raise RolloutError(f"the reward {name!r} returned {value!r:.200}, which is no finite number")
+    return value if isinstance(value, dict) else as_float
+
+
+async def _call(function: Callable[..., Any], *arguments: object, name: str, timeout_s: float) -> object:
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            if inspect.iscoroutinefunction(function):
+                return await function(*arguments)
+            result = await in_thread(function, *arguments)
+            return await result if inspect.isawaitable(result) else result
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise RolloutError(f"the reward {name!r} took longer than {timeout_s:g} s") from None

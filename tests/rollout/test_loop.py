@@ -1,0 +1,261 @@
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from espalier.errors import ConfigError, PluginError, RolloutError
+from espalier.rollout import (
+    DynamicFilterOutput,
+    RolloutConfig,
+    RolloutDataSource,
+    RolloutFnTrainOutput,
+    Sample,
+    Status,
+    generate_rollout,
+    generate_rollout_async,
+)
+from espalier.rollout.writer import SampleRecord
+from tests.rollout.fake_router import FakeRouter, Generation, Json, Scripted
+
+HERE = __name__
+MakeConfig = Callable[..., RolloutConfig]
+
+
+def rolled_out(config: RolloutConfig, rollout_id: int = 0) -> RolloutFnTrainOutput:
+    return generate_rollout(config, rollout_id, RolloutDataSource(config))
+
+
+def indexes(output: RolloutFnTrainOutput) -> list[int | None]:
+    return [group[0].group_index for group in output.samples]
+
+
+def metric(output: RolloutFnTrainOutput, name: str) -> float | None:
+    assert output.metrics is not None
+    return output.metrics.get(name)
+
+
+def of_prompt(number: int) -> Callable[[Json], bool]:
+    return lambda payload: f"question {number} ?" in payload["text"]
+
+
+def test_a_rollout_returns_whole_groups_in_order_with_rewards_and_metrics(make_config: MakeConfig) -> None:
+    output = rolled_out(make_config())
+    assert indexes(output) == [0, 1, 2]
+    assert [sample.index for group in output.samples for sample in group] == list(range(12))
+    for group in output.samples:
+        for sample in group:
+            assert sample.status is Status.COMPLETED
+            assert sample.reward == float(r"\boxed{4}" in sample.response)
+    assert metric(output, "rollout/groups_kept") == 3
+    tree_hit_rate = metric(output, "rollout/tree_hit_rate")
+    assert tree_hit_rate is not None
+    assert 0 < tree_hit_rate < 1
+
+
+def test_same_seed_same_samples_byte_for_byte(make_config: MakeConfig) -> None:
+    def run(seed: int) -> list[bytes]:
+        config = make_config(
+            rollout_seed=seed,
+            rollout_shuffle=True,
+            over_sampling_batch_size=5,
+            dynamic_sampling_filter_path="check_reward_nonzero_std",
+        )
+        source = RolloutDataSource(config)
+        steps = [generate_rollout(config, step, source) for step in range(3)]
+        return [
+            json.dumps(vars_of(SampleRecord.of(sample, step)), sort_keys=True).encode()
+            for step, output in enumerate(steps)
+            for group in output.samples
+            for sample in group
+        ]
+
+    first = run(1)
+    assert first == run(1)
+    assert len(first) == 3 * 3 * 4
+    assert first != run(2)
+
+
+def vars_of(record: SampleRecord) -> dict[str, Any]:
+    return {name: repr(getattr(record, name)) for name in record.__struct_fields__}
+
+
+def test_groups_that_the_filter_rejects_are_replaced_and_counted_by_reason(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    def generation(payload: Json) -> Generation:
+        luck = payload["sampling_params"]["sampling_seed"] % 2
+        return Generation([" \\boxed{4}" if luck and not of_prompt(1)(payload) else " \\boxed{5}"])
+
+    fake.generation = generation
+    config = make_config(
+        dynamic_sampling_filter_path="check_reward_nonzero_std", n_samples_per_prompt=12, rollout_seed=3
+    )
+    output = rolled_out(config)
+    assert len(output.samples) == 3
+    assert 1 not in indexes(output)
+    assert metric(output, "rollout/dynamic_filter/drop_zero_std_0.0") == 1
+    assert metric(output, "rollout/groups_dropped") == 1
+
+
+def test_a_straggler_does_not_hold_a_complete_batch_and_is_aborted(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.holds = of_prompt(0)
+    config = make_config(rollout_deterministic=False, over_sampling_batch_size=4)
+    source = RolloutDataSource(config)
+    began = time.monotonic()
+    output, cut_off = asyncio.run(generate_rollout_async(config, 0, source.get_samples))
+    assert time.monotonic() - began < 10
+    assert indexes(output) == [1, 2, 3]
+    held = {request["rid"] for request in fake.requests if fake.holds(request)}
+    assert len(held) == 4
+    assert held <= set(fake.aborted)
+    assert [group[0].group_index for group in cut_off] == [0]
+    assert {sample.status for sample in cut_off[0]} == {Status.ABORTED}
+    assert {sample.response_length for sample in cut_off[0]} == {2}
+    assert metric(output, "rollout/groups_cut_off") == 1
+
+
+def test_groups_with_a_failed_sample_are_dropped_and_replaced(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.scripted["/generate"] = [Scripted(400, {"error": {"message": "no"}})]
+    output = rolled_out(make_config())
+    assert len(output.samples) == 3
+    assert metric(output, "rollout/failed_group/failed") == 1
+    assert all(sample.status is Status.COMPLETED for group in output.samples for sample in group)
+
+
+def test_a_sample_that_the_server_aborts_by_itself_is_not_trained_on(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.generation = lambda payload: Generation(["4"], "abort" if of_prompt(1)(payload) else "stop")
+    output = rolled_out(make_config(dynamic_sampling_filter_path=f"{HERE}:keep_all"))
+    assert indexes(output) == [0, 2, 3]
+    assert metric(output, "rollout/failed_group/aborted") == 1
+
+
+def test_over_sampled_surplus_is_counted(make_config: MakeConfig) -> None:
+    output = rolled_out(make_config(over_sampling_batch_size=6))
+    assert len(output.samples) == 3
+    spare = (metric(output, "rollout/groups_surplus"), metric(output, "rollout/groups_cut_off"))
+    assert sum(value or 0 for value in spare) == 3
+
+
+async def raising_reward(args: RolloutConfig, sample: Sample) -> float:
+    if sample.group_index == 1:
+        raise ZeroDivisionError("one over none")
+    return 1.0
+
+
+def keep_all(args: RolloutConfig, samples: list[Sample]) -> DynamicFilterOutput:
+    return DynamicFilterOutput(keep=all(sample.reward is not None for sample in samples))
+
+
+def keep_none(args: RolloutConfig, samples: list[Sample]) -> DynamicFilterOutput:
+    return DynamicFilterOutput(keep=False, reason="picky")
+
+
+def raising_filter(args: RolloutConfig, samples: list[Sample]) -> bool:
+    raise KeyError("acc")
+
+
+def forgetful_filter(args: RolloutConfig, samples: list[Sample]) -> Any:
+    return None
+
+
+judges_asked = threading.Event()
+
+
+def slow_judge(args: RolloutConfig, sample: Sample) -> float:
+    if sample.group_index == 0:
+        judges_asked.set()
+        time.sleep(60)
+    return 1.0
+
+
+def test_a_group_that_raises_is_dropped_and_the_rollout_goes_on(make_config: MakeConfig) -> None:
+    output = rolled_out(make_config(custom_rm_path=f"{HERE}:raising_reward"))
+    assert indexes(output) == [0, 2, 3]
+    assert metric(output, "rollout/failed_group/raised") == 1
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_filter_that_drops_everything_ends_in_an_error(
+    fake: FakeRouter, make_config: MakeConfig, deterministic: bool
+) -> None:
+    config = make_config(
+        dynamic_sampling_filter_path=f"{HERE}.keep_none",
+        max_dropped_groups=7,
+        rollout_deterministic=deterministic,
+    )
+    with pytest.raises(RolloutError, match=r"all dropped \(\d+ picky\).*--max-dropped-groups"):
+        rolled_out(config)
+    assert len(fake.requests) <= 4 * 12
+
+
+def test_an_error_tells_the_last_problem(fake: FakeRouter, make_config: MakeConfig) -> None:
+    fake.scripted["/generate"] = [Scripted(400, {"error": {"message": "bad temperature"}})] * 400
+    with pytest.raises(
+        RolloutError, match=r"\d+ failed\); the last problem: .* answered 400: bad temperature"
+    ):
+        rolled_out(make_config(max_dropped_groups=4, n_samples_per_prompt=1))
+    config = make_config(dynamic_sampling_filter_path=f"{HERE}:raising_filter", max_dropped_groups=3)
+    fake.scripted.clear()
+    with pytest.raises(RolloutError, match=r"\d+ filter_raised.*KeyError: 'acc'"):
+        rolled_out(config)
+
+
+def test_a_filter_that_returns_nothing_ends_the_rollout(make_config: MakeConfig) -> None:
+    with pytest.raises(PluginError, match="forgetful_filter"):
+        rolled_out(make_config(dynamic_sampling_filter_path=f"{HERE}:forgetful_filter"))
+
+
+def test_a_slow_judge_does_not_hold_a_complete_batch(make_config: MakeConfig) -> None:
+    config = make_config(
+        custom_rm_path=f"{HERE}:slow_judge",
+        rollout_deterministic=False,
+        over_sampling_batch_size=4,
+        reward_timeout_s=50.0,
+    )
+    began = time.monotonic()
+    output = rolled_out(config)
+    assert judges_asked.is_set()
+    assert indexes(output) == [1, 2, 3]
+    assert time.monotonic() - began < 20
+
+
+def test_no_more_samples_are_generated_at_a_time_than_allowed(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.holds = lambda _: len(fake.requests) <= 2
+
+    async def run() -> int:
+        config = make_config(sglang_server_concurrency=2)
+        source = RolloutDataSource(config)
+        running = asyncio.create_task(generate_rollout_async(config, 0, source.get_samples))
+        async with asyncio.timeout(10):
+            while len(fake.requests) < 2:  # noqa: ASYNC110  the fake lives in another thread
+                await asyncio.sleep(0.005)
+        at_once = len(fake.requests)
+        fake.release()
+        await running
+        return at_once
+
+    assert asyncio.run(run()) == 2
+    assert len(fake.requests) >= 12
+
+
+def test_without_a_tree_the_hit_rate_is_absent(fake: FakeRouter, make_config: MakeConfig) -> None:
+    fake.scripted["/radix_tree/stats"] = [Scripted(404), Scripted(500, "no")]
+    assert metric(rolled_out(make_config()), "rollout/tree_hit_rate") is None
+
+
+def test_evaluation_is_refused_by_the_training_rollout(make_config: MakeConfig) -> None:
+    config = make_config()
+    with pytest.raises(ConfigError, match="evaluation"):
+        generate_rollout(config, 0, RolloutDataSource(config), evaluation=True)
