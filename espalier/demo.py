@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from .errors import ConfigError
 from .processes import ChildDied, Children
@@ -20,6 +21,9 @@ from .rollout.config import RolloutConfig
 
 EXIT_FAILED = 1
 """A worker or the router died, or the rollout failed."""
+
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C or SIGTERM, as shells report it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,9 @@ def run(settings: DemoSettings) -> int:
 
     Raises: ConfigError where a setting cannot be met.
     """
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
+    if not settings.prompt_data.is_file():
+        raise ConfigError(f"--prompt-data {settings.prompt_data}: no such file")
     logs = settings.output_dir / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -90,25 +96,23 @@ def run(settings: DemoSettings) -> int:
     with Children() as children:
         try:
             router_url = _start(settings, children, logs, console)
-            children.watch(_thread.interrupt_main)
-            return run_rollout(_rollout_config(settings, router_url), console=console)
+            children.watch(lambda: _thread.interrupt_main(signal.SIGTERM))
+            status = run_rollout(_rollout_config(settings, router_url, console), console=console)
         except ChildDied as error:
-            console.print(f"[red]The demo stopped:[/] {error}", highlight=False)
-            return EXIT_FAILED
+            children.death = error
         except KeyboardInterrupt:
-            if children.death is None:
-                raise
-            console.print(f"[red]The demo stopped:[/] {children.death}", highlight=False)
-            return EXIT_FAILED
-        finally:
-            if children.death is None:
-                console.print("stopping the workers and the router …")
+            status = EXIT_INTERRUPTED
+        if children.death is not None:
+            console.print(f"[red]The demo stopped:[/] {escape(str(children.death))}")
+            status = EXIT_FAILED
+        console.print("stopping the workers and the router …")
+        return status
 
 
 def _start(settings: DemoSettings, children: Children, logs: Path, console: Console) -> str:
     began_s = time.monotonic()
     kind = "simulated" if settings.engine == "sim" else "SGLang"
-    console.print(f"starting {settings.workers} {kind} workers and the router …", highlight=False)
+    console.print(f"starting {settings.workers} {kind} workers and the router …")
     urls, started = [], []
     for index in range(settings.workers):
         port = _free_port()
@@ -130,7 +134,6 @@ def _start(settings: DemoSettings, children: Children, logs: Path, console: Cons
     console.print(
         f"ready after {time.monotonic() - began_s:.1f} s: router {router_url} (round-robin, radix tree)"
         f" in front of {' '.join(urls)}",
-        highlight=False,
     )
     return router_url
 
@@ -154,19 +157,25 @@ def _worker_argv(settings: DemoSettings, index: int, port: int) -> list[str]:
     ]
 
 
-def _rollout_config(settings: DemoSettings, router_url: str) -> RolloutConfig:
-    is_real = settings.engine == "sglang"
+def _rollout_config(settings: DemoSettings, router_url: str, console: Console) -> RolloutConfig:
+    is_random = settings.engine == "sglang" and settings.model_path is None
+    if is_random:
+        console.print(
+            "The model has random weights and answers nothing right, so the reward is the share of digits"
+            " in a response (digit_share) instead of the correctness of its answer (math)."
+        )
     return RolloutConfig(
         router_url=router_url,
-        prompt_data=str(settings.prompt_data),
+        prompt_data=settings.prompt_data,
         output_dir=settings.output_dir,
+        overwrite=True,
         num_rollout=settings.num_rollout,
         rollout_batch_size=settings.rollout_batch_size,
         n_samples_per_prompt=settings.n_samples_per_prompt,
         over_sampling_batch_size=settings.rollout_batch_size + settings.rollout_batch_size // 2,
-        rm_type="digit_share" if is_real and settings.model_path is None else "math",
+        rm_type="digit_share" if is_random else "math",
         dynamic_sampling_filter_path="check_reward_nonzero_std",
-        rollout_max_response_len=64 if is_real and settings.model_path is None else 512,
+        rollout_max_response_len=64 if is_random else 512,
         rollout_seed=settings.seed,
     )
 

@@ -100,7 +100,9 @@ class Child:
 class Children:
     """Several processes with one end: leaving the block stops them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stop_grace_s: float = STOP_GRACE_S) -> None:
+        """Give children `stop_grace_s` seconds to end by themselves, in the end."""
+        self._stop_grace_s = stop_grace_s
         self._children: list[Child] = []
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -118,11 +120,11 @@ class Children:
             self._watcher.join()
         for child in self._children:
             child.signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + STOP_GRACE_S
+        deadline_s = time.monotonic() + self._stop_grace_s
         for child in self._children:
             child.wait(max(0.0, deadline_s - time.monotonic()))
             child.signal(signal.SIGKILL)
-            child.wait(STOP_GRACE_S)
+            child.wait(self._stop_grace_s)
 
     def start(self, name: str, argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
         """Start a process; see `Child`."""
