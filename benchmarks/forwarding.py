@@ -4,11 +4,14 @@
 
 The router has one core; wrk and two static workers share the other. Prints, per round, calls/s of the router
 without middleware at 1 KB replies, and of the router recording replies of 1,024 tokens with their log-probs;
-then the medians. Every call of the second kind is a text prompt, eight calls a prompt, as in GRPO.
+beside it the CPU time the router spent on a call, which a busy machine disturbs less. Then the medians. Every
+call of the second kind is a text prompt, eight calls a prompt, as in GRPO.
 """
 
 import argparse
 import contextlib
+import json
+import os
 import re
 import shutil
 import statistics
@@ -18,21 +21,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
 HERE = Path(__file__).parent
 ROUTER_CORE, LOAD_CORE = "0", "1"
 
-LOAD_SCRIPT = """
+LOAD_SCRIPT = r"""
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
-local n = 0
+local calls = 0
 request = function()
-  n = n + 1
-  local body = string.format('{"text":"<|im_start|>user\\\\nProblem %d: what is %d + %d?<|im_end|>\\\\n'
-    .. '<|im_start|>assistant\\\\n","sampling_params":{"temperature":1.0,"max_new_tokens":1024},'
-    .. '"return_logprob":true}', n // 8, n // 8, n // 8 % 97)
+  local problem = math.floor(calls / 8)
+  calls = calls + 1
+  local body = string.format(
+    '{"text":"<|im_start|>user\\nProblem %d: what is %d + %d?<|im_end|>\\n<|im_start|>assistant\\n",'
+    .. '"sampling_params":{"temperature":1.0,"max_new_tokens":1024},"return_logprob":true}',
+    problem, problem, problem % 97)
   return wrk.format(nil, nil, nil, body)
 end
 """
@@ -55,22 +61,50 @@ def main() -> int:
         script.write_text(LOAD_SCRIPT)
         plain = stack.enter_context(router(9300, ["--bytes", "1024"], ["--middleware", "none"]))
         recording = stack.enter_context(router(9400, ["--tokens", "1024"], []))
-        rates: dict[str, list[float]] = {"forwarding 1 KB": [], "recording 1,024 tokens": []}
+        rounds: dict[str, list[Measured]] = {"forwarding 1 KB": [], "recording 1,024 tokens": []}
         for number in range(1, options.rounds + 1):
-            for name, url in zip(rates, (plain, recording), strict=True):
-                rate = measure(url, script, options.connections, options.seconds)
-                rates[name].append(rate)
-                print(f"round {number}  {name:24} {rate:9,.0f} calls/s", flush=True)
-        for name, values in rates.items():
-            print(f"median   {name:24} {statistics.median(values):9,.0f} calls/s")
-        with urlopen(f"{recording}/radix_tree/stats", timeout=10) as answer:  # a local address
-            print(f"tree: {answer.read().decode()}")
+            for name, target in zip(rounds, (plain, recording), strict=True):
+                measured = measure(target, script, options.connections, options.seconds)
+                rounds[name].append(measured)
+                print(f"round {number}  {name:24} {measured}", flush=True)
+        for name, values in rounds.items():
+            medians = Measured(*(statistics.median(column) for column in zip(*values, strict=True)))
+            print(f"median   {name:24} {medians}")
+        with urlopen(f"{recording.url}/radix_tree/stats", timeout=10) as answer:  # a local address
+            recorded = json.load(answer)
+        print(
+            f"recorded {recorded['calls_recorded_total']:,} calls, {recorded['cached_tokens']:,} tokens kept"
+        )
+        assert recorded["calls_recorded_total"] > 0
     return 0
 
 
+class Router(NamedTuple):
+    """A running router."""
+
+    url: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that it has used, in user and system mode."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Measured(NamedTuple):
+    """What one measurement gave."""
+
+    calls_per_s: float
+    cpu_us_per_call: float
+
+    def __str__(self) -> str:
+        """Write it as a line of the report."""
+        return f"{self.calls_per_s:9,.0f} calls/s {self.cpu_us_per_call:7,.0f} us CPU a call"
+
+
 @contextlib.contextmanager
-def router(base_port: int, worker_options: list[str], router_options: list[str]) -> Iterator[str]:
-    """Run a router on one core in front of two static workers on the other; yields its URL."""
+def router(base_port: int, worker_options: list[str], router_options: list[str]) -> Iterator[Router]:
+    """Run a router on one core in front of two static workers on the other."""
     worker_ports = [base_port + 1, base_port + 2]
     urls = [f"http://127.0.0.1:{port}" for port in worker_ports]
     commands = [
@@ -88,7 +122,7 @@ def router(base_port: int, worker_options: list[str], router_options: list[str])
     try:
         for port in [*worker_ports, base_port]:
             wait_for(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{base_port}"
+        yield Router(f"http://127.0.0.1:{base_port}", processes[-1].pid)
     finally:
         for process in processes:
             process.terminate()
@@ -113,17 +147,20 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-def measure(url: str, script: Path, connections: int, seconds: int) -> float:
-    """Return the calls a second that wrk got answered with a 2xx status."""
+def measure(target: Router, script: Path, connections: int, seconds: int) -> Measured:
+    """Return the calls a second that wrk got answered with a 2xx status, and what they cost the router."""
+    before_s = target.cpu_s()
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"]
     told = subprocess.run(
-        [*command, "-s", str(script), f"{url}/generate"], capture_output=True, text=True, check=True
+        [*command, "-s", str(script), f"{target.url}/generate"], capture_output=True, text=True, check=True
     ).stdout
-    if "Non-2xx" in told or "Socket errors" in told:
+    if "Non-2xx" in told or "PANIC" in told or "Socket errors" in told:
         raise RuntimeError(f"calls failed:\n{told}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", told)
-    assert found is not None
-    return float(found.group(1))
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", told)
+    calls = re.search(r"(\d+) requests in", told)
+    assert rate is not None
+    assert calls is not None
+    return Measured(float(rate.group(1)), (target.cpu_s() - before_s) / int(calls.group(1)) * 1e6)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,18 @@ python benchmarks/static_worker.py --port 9101 --bytes 1024
 
 import argparse
 import asyncio
-import json
 import struct
 from pathlib import Path
+from typing import cast
 
 import httptools
+import msgspec
 import uvloop
-
-import espalier.simulator
 
 
 def small_reply(size_bytes: int) -> bytes:
     """Return a reply of about `size_bytes` that is one sampled token and padding."""
-    return json.dumps(generation(1) | {"pad": "x" * max(0, size_bytes - 508)}).encode()
+    return msgspec.json.encode(generation(1) | {"pad": "x" * max(0, size_bytes - 466)})
 
 
 def generation(tokens: int) -> dict[str, object]:
@@ -60,8 +59,7 @@ class StaticProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse requests."""
@@ -78,9 +76,9 @@ class StaticProtocol(asyncio.Protocol):
 
 async def serve(port: int, body: bytes) -> None:
     """Serve until killed."""
-    tokenizer = str(Path(espalier.simulator.__file__).parent)
-    info = json.dumps({"model_path": tokenizer, "tokenizer_path": tokenizer, "weight_version": "default"})
-    generate, model_info = _with_head(body), _with_head(info.encode())
+    tokenizer = str(Path(__file__).parents[1] / "simulator")
+    info = {"model_path": tokenizer, "tokenizer_path": tokenizer, "weight_version": "default"}
+    generate, model_info = _with_head(body), _with_head(msgspec.json.encode(info))
     server = await asyncio.get_running_loop().create_server(
         lambda: StaticProtocol(generate, model_info), "127.0.0.1", port, backlog=4096
     )
@@ -102,7 +100,7 @@ def main() -> None:
     size.add_argument("--tokens", type=int, help="tokens of the reply, with log-probabilities")
     size.add_argument("--bytes", type=int, help="length of a small reply")
     options = parser.parse_args()
-    body = small_reply(options.bytes) if options.bytes else json.dumps(generation(options.tokens)).encode()
+    body = small_reply(options.bytes) if options.bytes else msgspec.json.encode(generation(options.tokens))
     uvloop.run(serve(options.port, body))
 
 

@@ -35,10 +35,12 @@ class RouterApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] == "http" and scope["path"] not in self.own_paths:
-            await self.data_plane(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif scope["path"] in self.own_paths:
+            await super().__call__(scope, self.data_plane.bounded(receive), send)
+        else:
+            await self.data_plane(scope, receive, send)
 
 
 class OwnPaths:

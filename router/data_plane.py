@@ -53,6 +53,23 @@ class DataPlane:
         finally:
             self.in_flight -= 1
 
+    def bounded(self, receive: Receive) -> Receive:
+        """Return `receive` for an application that reads the body itself, within the same limit.
+
+        Raises, when it is called: PayloadTooLarge
+        """
+        size_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal size_bytes
+            message = await receive()
+            size_bytes += len(message.get("body", b""))
+            if size_bytes > self._max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return receive_bounded
+
     async def _serve(self, call: Call, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         watch = _HangUpWatch(receive, loop)

@@ -250,6 +250,12 @@ def test_body_over_the_limit_is_413(is_chunked: bool) -> None:
         assert "--max-payload-size" in answer.json()["error"]["message"]
 
 
+def test_body_over_the_limit_is_413_for_the_routers_own_endpoints_too() -> None:
+    with router(max_payload_size=10) as client:
+        answer = client.post("/add_worker", content=iter([b"x" * 6, b"x" * 6]))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
 def test_worker_added_by_either_api_is_listed_at_once_and_verbatim() -> None:
     with router() as client:
         made = client.post("/workers", json={"url": "http://127.0.0.1:1/", "worker_type": "regular"})

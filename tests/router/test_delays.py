@@ -36,7 +36,8 @@ def test_nothing_expires_early() -> None:
         loop = asyncio.get_running_loop()
         when: asyncio.Future[float] = loop.create_future()
         began_s = loop.time()
-        DelayQueue(0.05, lambda _: when.set_result(loop.time())).add("item", loop)
+        queue: DelayQueue[str] = DelayQueue(0.05, lambda _: when.set_result(loop.time()))
+        queue.add("item", loop)
         assert await asyncio.wait_for(when, 5) - began_s >= 0.05
 
     asyncio.run(test())
