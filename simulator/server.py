@@ -27,7 +27,7 @@ BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 GC_THRESHOLD = 50_000
-"""A reply of 1,024 tokens with log-probabilities is 2,000 containers; reference counting frees them by itself."""
+"""A reply of 1,024 tokens with log-probabilities makes 2,000 containers, which reference counting frees."""
 
 GRACE_S = 2
 """Time that replies on their way get when the worker ends."""
