@@ -1,11 +1,13 @@
 """How many calls a second one core of the router carries.
 
-    python benchmarks/forwarding.py            # needs wrk (Debian: apt-get install wrk) and two cores
+    python benchmarks/forwarding.py
 
-The router has one core; wrk and two static workers share the other. Prints, per round, calls/s of the router
-without middleware at 1 KB replies, and of the router recording replies of 1,024 tokens with their log-probs;
-beside it the CPU time the router spent on a call, which a busy machine disturbs less. Then the medians. Every
-call of the second kind is a text prompt, eight calls a prompt, as in GRPO.
+Needs two cores, wrk and nginx (Debian: apt-get install wrk nginx-light). The router has one core; wrk and
+nginx, which plays the worker with files, share the other. Prints, per round, calls/s of the router without
+middleware at 1 KB replies, and of the router recording replies of 1,024 tokens with log-probabilities; beside
+it the CPU time that a call cost the router, which a busy machine disturbs less. Then the medians. Every call
+of the second kind is a text prompt, eight calls a prompt, as in GRPO. The first line of a round tells how
+fast the router's core is just then: the time to decode one such reply.
 """
 
 import argparse
@@ -25,8 +27,40 @@ from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from replies import long_reply, small_reply
+
 HERE = Path(__file__).parent
+TOKENIZER = HERE.parent / "simulator"
 ROUTER_CORE, LOAD_CORE = "0", "1"
+
+SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
+"""Debian keeps nginx where only root looks."""
+
+NGINX = """
+worker_processes 1;
+daemon off;
+pid FOLDER/nginx.pid;
+error_log FOLDER/error.log;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  default_type application/json;
+  root FOLDER;
+  client_body_temp_path FOLDER/bodies;
+  client_body_buffer_size 64k;
+  keepalive_requests 1000000000;
+  open_file_cache max=10;
+SERVERS
+}
+"""
+
+SERVER = """
+  server {
+    listen 127.0.0.1:PORT backlog=4096;
+    location = /generate { error_page 405 =200 /PORT.json; try_files /PORT.json =404; }
+  }
+"""
+"""nginx answers 405 to a POST for a file; the error page makes that the file itself."""
 
 LOAD_SCRIPT = r"""
 wrk.method = "POST"
@@ -53,16 +87,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=64)
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        print("wrk is missing: apt-get install wrk", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        script = Path(folder) / "load.lua"
+    for program in ("wrk", "nginx", "taskset"):
+        if shutil.which(program, path=SEARCH_PATH) is None:
+            print(f"{program} is missing: apt-get install wrk nginx-light util-linux", file=sys.stderr)
+            return 2
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        script = folder / "load.lua"
         script.write_text(LOAD_SCRIPT)
-        plain = stack.enter_context(router(9300, ["--bytes", "1024"], ["--middleware", "none"]))
-        recording = stack.enter_context(router(9400, ["--tokens", "1024"], []))
+        stack.enter_context(workers(folder, {9301: small_reply(1024), 9401: long_reply(1024)}))
+        plain = stack.enter_context(router(9300, "--middleware", "none"))
+        recording = stack.enter_context(router(9400))
         rounds: dict[str, list[Measured]] = {"forwarding 1 KB": [], "recording 1,024 tokens": []}
         for number in range(1, options.rounds + 1):
+            print(f"round {number}  {'(decoding one reply':24} {decoding_us():29,.0f} us)", flush=True)
             for name, target in zip(rounds, (plain, recording), strict=True):
                 measured = measure(target, script, options.connections, options.seconds)
                 rounds[name].append(measured)
@@ -102,32 +141,59 @@ class Measured(NamedTuple):
         return f"{self.calls_per_s:9,.0f} calls/s {self.cpu_us_per_call:7,.0f} us CPU a call"
 
 
+YARDSTICK = """
+import sys, timeit
+sys.path.insert(0, sys.argv[1])
+from espalier.sglang import decode_reply
+from replies import long_reply
+reply = long_reply(1024)
+print(min(timeit.repeat(lambda: decode_reply(reply), number=100, repeat=20)) / 100 * 1e6)
+"""
+
+
+def decoding_us() -> float:
+    """Return the time that the router's core takes to decode one reply of 1,024 tokens."""
+    command = pinned(ROUTER_CORE, "-c", YARDSTICK, str(HERE))
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @contextlib.contextmanager
-def router(base_port: int, worker_options: list[str], router_options: list[str]) -> Iterator[Router]:
-    """Run a router on one core in front of two static workers on the other."""
-    worker_ports = [base_port + 1, base_port + 2]
-    urls = [f"http://127.0.0.1:{port}" for port in worker_ports]
-    commands = [
-        pinned(LOAD_CORE, str(HERE / "static_worker.py"), "--port", str(port), *worker_options)
-        for port in worker_ports
-    ]
-    commands.append(
-        pinned(
-            ROUTER_CORE,
-            *("-m", "espalier", "router", "--host", "127.0.0.1", "--port", str(base_port)),
-            *("--log-level", "warning", "--worker-urls", *urls, *router_options),
-        )
-    )
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-    try:
-        for port in [*worker_ports, base_port]:
+def workers(folder: Path, replies: dict[int, bytes]) -> Iterator[None]:
+    """Run nginx on the load's core, answering `/generate` on each port with its reply."""
+    for port, reply in replies.items():
+        (folder / f"{port}.json").write_bytes(reply)
+    (folder / "model_info").write_text(json.dumps({"tokenizer_path": str(TOKENIZER)}))
+    (folder / "health").write_text("")
+    servers = "".join(SERVER.replace("PORT", str(port)) for port in replies)
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.replace("SERVERS", servers).replace("FOLDER", str(folder)))
+    nginx = shutil.which("nginx", path=SEARCH_PATH)
+    assert nginx is not None
+    with running(["taskset", "-c", LOAD_CORE, nginx, "-c", str(config)]):
+        for port in replies:
             wait_for(f"http://127.0.0.1:{port}/health")
-        yield Router(f"http://127.0.0.1:{base_port}", processes[-1].pid)
-    finally:
-        for process in processes:
+        yield
+
+
+@contextlib.contextmanager
+def router(port: int, *flags: str) -> Iterator[Router]:
+    """Run a router on its core, in front of the worker on the next port."""
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *flags]
+    arguments += ["--worker-urls", f"http://127.0.0.1:{port + 1}"]
+    with running(pinned(ROUTER_CORE, "-m", "espalier", "router", *arguments)) as process:
+        wait_for(f"{url}/health")
+        yield Router(url, process.pid)
+
+
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a process until the block ends."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
             process.terminate()
-        for process in processes:
-            process.wait(20)
 
 
 def pinned(core: str, *arguments: str) -> list[str]:
