@@ -4,7 +4,7 @@ A middleware is one object for the life of the process; it holds no state of a s
 the router. It is called with the call and with the next handler, which it may call once, several times
 (retry) or not at all:
 
-    class CountCalls:
+    class CountCalls(MiddlewareBase):
         calls = 0
 
         async def __call__(self, call: Call, forward: Handler) -> Reply:
@@ -13,7 +13,7 @@ the router. It is called with the call and with the next handler, which it may c
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -45,26 +45,30 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     body: bytes
     request_id: str
-    _json: JsonObject | None = None
+    _parsed: tuple[bytes, JsonObject] | None = None
+    """The body that was parsed last, and what it holds."""
 
     def json(self) -> JsonObject:
         """Return the body as a JSON object, parsed once and shared by all middleware: do not change it.
 
         Raises: BadRequest where the body is not a JSON object.
         """
-        if self._json is None:
+        parsed = self._parsed
+        if parsed is None or parsed[0] is not self.body:
             try:
                 decoded = _decode_json(self.body)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise BadRequest(f"The request body is not valid JSON: {error}") from None
             if not isinstance(decoded, dict):
                 raise BadRequest(f"The request body must be a JSON object, not {_json_type(decoded)}")
-            msgspec.structs.force_setattr(self, "_json", decoded)
-        return cast("JsonObject", self._json)
+            parsed = (self.body, decoded)
+            msgspec.structs.force_setattr(self, "_parsed", parsed)
+        return parsed[1]
 
     def with_json(self, value: JsonObject) -> Self:
         """Return the same call with `value` as its body."""
-        return msgspec.structs.replace(self, body=_encode_json(value), _json=value)
+        body = _encode_json(value)
+        return msgspec.structs.replace(self, body=body, _parsed=(body, value))
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header field called `name` (lower-case), or None."""
@@ -143,7 +147,7 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 
 class Middleware(Protocol):
-    """Sees every data-plane call. Only `__call__` is required; see `MiddlewareBase` for the rest."""
+    """Sees every data-plane call. Inherit `MiddlewareBase` and only `__call__` is left to write."""
 
     async def __call__(self, call: Call, forward: Handler) -> Reply:
         """Answer `call`, usually by `await forward(call)`.

@@ -39,7 +39,7 @@ _COMMANDS = {
         settings="espalier.router.settings:RouterSettings",
         run="espalier.router.server:run",
         section="router",
-        env_prefix="ESPALIER_",
+        env_prefix="ESPALIER_ROUTER_",
     ),
     "rollout": _Command(
         help="turn a dataset into training samples, through a router",
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments)
         parser.print_help()
         return EXIT_USAGE
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109  plug-ins of one's own are looked for here first
     try:
         return _run(name, arguments[1:])
     except ConfigError as error:

@@ -75,8 +75,15 @@ class DemoSettings:
             raise ConfigError(f"--workers {self.workers}: expected at least 1")
         if self.engine == "sglang" and self.engine_command is None and self.model_path is None:
             raise ConfigError("--engine sglang needs --model-path MODEL or --engine-command COMMAND")
-        if self.engine_command is not None and "{port}" not in self.engine_command:
-            raise ConfigError("--engine-command must contain {port}, where the worker's port goes")
+        if not 0 <= self.router_port <= 65535:
+            raise ConfigError(f"--router-port {self.router_port}: expected 0 to 65535")
+        if self.engine_command is not None:
+            if "{port}" not in self.engine_command:
+                raise ConfigError("--engine-command must contain {port}, where the worker's port goes")
+            try:
+                shlex.split(self.engine_command)
+            except ValueError as error:
+                raise ConfigError(f"--engine-command cannot be split into words: {error}") from None
 
 
 def run(settings: DemoSettings) -> int:
@@ -92,7 +99,8 @@ def run(settings: DemoSettings) -> int:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output-dir {settings.output_dir}: {error.strerror}") from None
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     with Children() as children:
         try:
             router_url = _start(settings, children, logs, console)

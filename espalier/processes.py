@@ -28,6 +28,9 @@ LOG_TAIL_LINES: Final = 5
 """How much of a dead child's log is shown."""
 
 
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class ChildDied(EspalierError):
     """A child process ended before it was told to. The message is one sentence for the user."""
 
@@ -98,7 +101,7 @@ class Child:
 
 
 class Children:
-    """Several processes with one end: leaving the block stops them all."""
+    """Several processes with one end: leaving the block stops them all. For the main thread."""
 
     def __init__(self, *, stop_grace_s: float = STOP_GRACE_S) -> None:
         """Give children `stop_grace_s` seconds to end by themselves, in the end."""
@@ -114,7 +117,15 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop all children: SIGTERM first, SIGKILL after a grace period."""
+        """Stop all children: SIGTERM first, SIGKILL after a grace period. No signal cuts this short."""
+        ignored = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
+        try:
+            self._stop()
+        finally:
+            for number, handler in ignored.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()

@@ -6,7 +6,7 @@ A plug-in is found by, in this order: its registered name, an installed entry po
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
 
@@ -59,9 +59,9 @@ class Registry(Generic[T]):
         for point in entry_points(group=self.group, name=name):
             try:
                 return cast("T", point.load())
-            except (ImportError, AttributeError) as error:
+            except Exception as error:  # a plug-in's module may raise anything
                 raise PluginError(
-                    f"the {self.kind} {name!r} ({point.value}) cannot be loaded: {error}"
+                    f"the {self.kind} {name!r} ({point.value}) cannot be loaded: {_told(error)}"
                 ) from error
         return None
 
@@ -77,8 +77,8 @@ class Registry(Generic[T]):
             )
         try:
             found: object = importlib.import_module(module_name)
-        except ImportError as error:
-            raise PluginError(f"the {self.kind} {spec!r} cannot be imported: {error}") from error
+        except Exception as error:  # a plug-in's module may raise anything
+            raise PluginError(f"the {self.kind} {spec!r} cannot be imported: {_told(error)}") from error
         for part in attribute.split("."):
             if not hasattr(found, part):
                 raise PluginError(
@@ -113,12 +113,39 @@ def check_signature(plugin: object, expects: Callable[..., object], what: str) -
 def call_with_options(factory: Callable[..., T], options: dict[str, object], what: str) -> T:
     """Return `factory(**options)`.
 
-    Raises: ConfigError naming `what` and the known options where one is unknown.
+    Raises: ConfigError naming `what` and the known options where one is unknown or missing; PluginError
+    where the factory itself fails.
     """
-    parameters = inspect.signature(factory).parameters.values()
+    if not callable(factory):
+        raise PluginError(f"the {what} is a {type(factory).__name__}, not something to call")
+    signature = inspect.signature(factory)
+    parameters = signature.parameters.values()
     known = sorted(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for name in options:
         if name not in known and not takes_any:
             raise ConfigError(f"the {what} has no option {name!r}: known are {', '.join(known) or 'none'}")
-    return factory(**options)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"the {what} cannot be made: {error}") from None
+    try:
+        return factory(**options)
+    except ConfigError:
+        raise
+    except Exception as error:  # a plug-in's constructor may raise anything
+        raise PluginError(f"the {what} cannot be made: {_told(error)}") from error
+
+
+def check_methods(plugin: object, names: Sequence[str], what: str, fix: str) -> None:
+    """Check that `plugin` has the methods `names`.
+
+    Raises: PluginError naming `what`, the missing method and the `fix`.
+    """
+    for name in names:
+        if not callable(getattr(plugin, name, None)):
+            raise PluginError(f"the {what} has no method {name}(): {fix}")
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"

@@ -3,13 +3,15 @@
 A field becomes the flag `--field-name`, the variable `PREFIX_FIELD_NAME` and the TOML key `field_name`; the
 docstring under the field is the flag's help. Field types: bool, int, float, str, Path, `Literal` of strings,
 any of these or None, and `tuple[str, ...]` (a flag that takes several values; space-separated in the
-environment). What is unknown or does not fit fails with the place it came from.
+environment). A flag or TOML key that is unknown, and a value that does not fit, fail with the place they
+came from.
 """
 
 import argparse
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -173,9 +175,12 @@ def _convert_scalar(kind: type, raw: object, where: str) -> object:
     if isinstance(raw, bool) or (kind is int and isinstance(raw, float)):
         raise ConfigError(f"{where}: expected {_name(kind)}, not {raw!r}")
     try:
-        return kind(raw)
+        value = kind(raw)
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: expected {_name(kind)}, not {raw!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, not {raw!r}")
+    return value
 
 
 def _name(kind: type) -> str:

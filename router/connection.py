@@ -21,6 +21,7 @@ from ..calls import Headers, Reply
 from ..errors import UpstreamError, UpstreamTimeout
 from .delays import DelayQueue
 from .headers import end_to_end_reply
+from .origin import Origin
 
 WHOLE_BODY_MAX_BYTES: Final = 1 << 20
 """Replies up to this length are handed over whole; longer ones stream, so that memory stays bounded."""
@@ -30,6 +31,9 @@ HIGH_WATER_BYTES: Final = 256 << 10
 
 MAX_HEAD_FIELDS: Final = 1000
 """Header fields in one reply; a worker that sends more is broken."""
+
+MAX_STATUS: Final = 599
+"""HTTP knows no higher one."""
 
 _BODILESS_STATUS = frozenset({204, 304})
 
@@ -47,19 +51,18 @@ class ConnectionDropped(UpstreamError):
 
 
 class Connection(asyncio.Protocol):
-    """A connection made by `loop.create_connection`; `origin` (host:port) is named in errors."""
+    """A connection made by `loop.create_connection`; `origin` is named in errors."""
 
     def __init__(
-        self, origin: str, loop: asyncio.AbstractEventLoop, deadlines: "DelayQueue[Connection]"
+        self, origin: Origin, loop: asyncio.AbstractEventLoop, deadlines: "DelayQueue[Connection]"
     ) -> None:
-        self._origin = origin
-        self._loop = loop
+        self.origin = origin
+        self.loop = loop
         self._deadlines = deadlines
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
         self._reusable = True
-        self.idle_since_s = 0.0
 
     @property
     def is_reusable(self) -> bool:
@@ -79,23 +82,24 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None or not self.is_reusable:
-            raise ConnectionDropped(f"The connection to {self._origin} is closed", reply_begun=False)
-        exchange = _Exchange(self, self._loop.create_future(), head_only=head_only, on_end=on_end)
+            raise ConnectionDropped(f"The connection to {self.origin} is closed", reply_begun=False)
+        exchange = _Exchange(self, self.loop.create_future(), head_only=head_only, on_end=on_end)
         self._exchange = exchange
-        self._deadlines.add(self, self._loop)
+        self._deadlines.add(self, self.loop)
         transport.write(request)
         try:
             return await exchange.reply
         except asyncio.CancelledError:
-            self.abort()
+            # The reply may have come in the same turn; then somebody else may have the connection already.
+            if self._exchange is exchange:
+                self.abort()
             raise
 
     def time_out(self) -> None:
         """End the exchange, whose deadline has passed."""
+        self._reusable = False
         seconds = self._deadlines.delay_s
-        self._fail(
-            f"The worker {self._origin} did not finish its reply within {seconds:g} s", UpstreamTimeout
-        )
+        self._fail(f"The worker {self.origin} did not finish its reply within {seconds:g} s", UpstreamTimeout)
         self.abort()
 
     def abort(self) -> None:
@@ -103,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._reusable = False
         if self._transport is not None:
             self._transport.abort()
-        self._fail(f"The call to {self._origin} was given up")
+        self._fail(f"The call to {self.origin} was given up")
 
     # What asyncio calls.
 
@@ -121,11 +125,12 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._reusable = False
-            self._fail(f"The worker {self._origin} sent what is not HTTP: {error}", UpstreamError)
+            self._fail(f"The worker {self.origin} sent what is not HTTP: {error}", UpstreamError)
             self.abort()
 
     def eof_received(self) -> bool:
         """Let asyncio close our side as well."""
+        self._reusable = False
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -139,7 +144,7 @@ class Connection(asyncio.Protocol):
             self._complete(exchange)
         else:
             told = f": {exc}" if exc else ""
-            self._fail(f"The worker {self._origin} closed the connection before its reply was complete{told}")
+            self._fail(f"The worker {self.origin} closed the connection before its reply was complete{told}")
 
     # What httptools calls.
 
@@ -164,6 +169,8 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if exchange is None or status < 200:
             return
+        if status > MAX_STATUS:
+            raise httptools.HttpParserCallbackError(f"the status {status}")
         exchange.status = status
         exchange.is_bodiless = exchange.head_only or status in _BODILESS_STATUS
         length, is_chunked = None, False
@@ -171,7 +178,7 @@ class Connection(asyncio.Protocol):
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
-                is_chunked = True
+                is_chunked = b"chunked" in value.lower()
         exchange.ends_with_connection = length is None and not is_chunked and not exchange.is_bodiless
         if exchange.is_bodiless:
             if exchange.head_only:
@@ -186,7 +193,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         exchange.chunks.append(chunk)
-        if exchange.stream is not None:
+        if exchange.is_streamed:
             exchange.unread_bytes += len(chunk)
             exchange.wake()
             if exchange.unread_bytes > HIGH_WATER_BYTES and self._transport is not None:
@@ -238,9 +245,9 @@ class _Exchange:
         "is_bodiless",
         "is_complete",
         "is_paused",
+        "is_streamed",
         "reply",
         "status",
-        "stream",
         "unread_bytes",
         "waiter",
     )
@@ -266,20 +273,20 @@ class _Exchange:
         self.is_complete = False
         self.is_paused = False
         self.error: UpstreamError | None = None
-        self.stream: _Stream | None = None
+        self.is_streamed = False
         self.unread_bytes = 0
         self.waiter: asyncio.Future[None] | None = None
 
     def begin_stream(self) -> None:
-        self.stream = _Stream(self)
+        self.is_streamed = True
         if not self.reply.done():
             headers = end_to_end_reply(self.headers)
-            self.reply.set_result(Reply(status=self.status, headers=headers, body=self.stream))
+            self.reply.set_result(Reply(status=self.status, headers=headers, body=_Stream(self)))
 
     def complete(self) -> None:
         self.is_complete = True
         self._resume()
-        if self.stream is None and not self.reply.done():
+        if not self.is_streamed and not self.reply.done():
             chunks = self.chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             headers = end_to_end_reply(self.headers)
@@ -327,7 +334,7 @@ class _Exchange:
 
 
 class _Stream:
-    """A reply's body as it arrives: a `ByteStream`."""
+    """A reply's body as it arrives: a `ByteStream`. One that is dropped unread is given up."""
 
     __slots__ = ("_exchange",)
 
@@ -344,4 +351,7 @@ class _Stream:
         return chunk
 
     async def aclose(self) -> None:
+        self._exchange.give_up()
+
+    def __del__(self) -> None:
         self._exchange.give_up()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ..calls import Call, Handler, Reply
-from ..errors import HttpError, PayloadTooLarge
+from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge
 from .delays import DelayQueue
 from .headers import end_to_end_request
 
@@ -23,6 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 WATCH_AFTER_S: Final = 0.02
 """How long a call runs before we watch for its client to hang up: shorter calls are spared the task."""
+
+_SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
 
 _log = logging.getLogger("espalier.router")
 
@@ -43,51 +45,42 @@ class DataPlane:
         """Serve one HTTP request."""
         self.in_flight += 1
         try:
-            try:
-                body = await self._read_body(scope, receive)
-            except HttpError as error:
-                await _write(send, Reply.of_error(error), "POST")
-                return
+            body = await self.read_body(scope, receive, send)
             if body is not None:
                 await self._serve(self._call(scope, body), receive, send)
         finally:
             self.in_flight -= 1
 
-    def bounded(self, receive: Receive) -> Receive:
-        """Return `receive` for an application that reads the body itself, within the same limit.
-
-        Raises, when it is called: PayloadTooLarge
-        """
+    async def read_body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
+        """Return the whole body; None where the client hung up, or was told that it is too large."""
+        limit = self._max_body_bytes
+        declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        chunks: list[bytes] = []
         size_bytes = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal size_bytes
+        more = declared <= limit
+        while more:
             message = await receive()
-            size_bytes += len(message.get("body", b""))
-            if size_bytes > self._max_body_bytes:
-                raise self._too_large()
-            return message
-
-        return receive_bounded
+            if message["type"] == "http.disconnect":
+                return None
+            chunks.append(message.get("body", b""))
+            size_bytes += len(chunks[-1])
+            more = message.get("more_body", False) and size_bytes <= limit
+        if max(declared, size_bytes) > limit:
+            error = PayloadTooLarge(
+                f"The request body is over {limit} bytes; --max-payload-size raises the limit"
+            )
+            await _write(send, Reply.of_error(error), scope["method"])
+            return None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _serve(self, call: Call, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         watch = _HangUpWatch(receive, loop)
         self._unwatched.add(watch, loop)
+        reply: Reply | None = None
         try:
-            try:
-                reply = await self._handler(call)
-            except HttpError as error:
-                reply = Reply.of_error(error)
-            except Exception:  # noqa: BLE001  a plug-in's bug ends its call, not the process
-                _log.exception("event=call_failed path=%s request_id=%s", call.path, call.request_id)
-                reply = Reply.of_error(HttpError("The router failed to serve this call; its log says why"))
+            reply = await self._answer(call)
             await _write(send, reply, call.method)
-        except asyncio.CancelledError:
-            if not watch.has_hung_up:
-                raise
-            self.hung_up_total += 1
-            _log.info("event=client_hung_up path=%s request_id=%s", call.path, call.request_id)
         except HttpError as error:
             _log.warning(
                 "event=reply_cut_short path=%s request_id=%s reason=%r",
@@ -95,9 +88,26 @@ class DataPlane:
                 call.request_id,
                 error.message,
             )
+        except asyncio.CancelledError:
+            if watch.has_hung_up:
+                self.hung_up_total += 1
+                _log.info("event=client_hung_up path=%s request_id=%s", call.path, call.request_id)
+            elif reply is None:
+                await _write(send, Reply.of_error(_SHUTTING_DOWN), call.method)
         finally:
             self._unwatched.discard(watch)
             watch.stop()
+            if reply is not None and not isinstance(reply.body, bytes):
+                await reply.body.aclose()
+
+    async def _answer(self, call: Call) -> Reply:
+        try:
+            return await self._handler(call)
+        except HttpError as error:
+            return Reply.of_error(error)
+        except Exception:  # noqa: BLE001  a plug-in's bug ends its call, not the process
+            _log.exception("event=call_failed path=%s request_id=%s", call.path, call.request_id)
+            return Reply.of_error(HttpError("The router failed to serve this call; its log says why"))
 
     def _call(self, scope: Scope, body: bytes) -> Call:
         query: bytes = scope["query_string"]
@@ -113,31 +123,6 @@ class DataPlane:
             request_id=request_id.decode("latin-1")
             if request_id
             else f"{self._prefix}-{next(self._numbers):x}",
-        )
-
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the whole body, or None where the client hung up before its end."""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._max_body_bytes:
-                raise self._too_large()
-        chunks: list[bytes] = []
-        size_bytes = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunk = message.get("body", b"")
-            if chunk:
-                chunks.append(chunk)
-                size_bytes += len(chunk)
-                if size_bytes > self._max_body_bytes:
-                    raise self._too_large()
-            if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"The request body is over {self._max_body_bytes} bytes; --max-payload-size raises the limit"
         )
 
 
@@ -170,19 +155,17 @@ class _HangUpWatch:
 
 
 async def _write(send: Send, reply: Reply, method: str) -> None:
-    body = reply.body
+    body, headers = reply.body, reply.headers
+    is_bodiless = reply.status in (204, 304)
+    if is_bodiless or (isinstance(body, bytes) and method != "HEAD"):
+        headers = [field for field in headers if field[0] != b"content-length"]
     if isinstance(body, bytes):
-        headers = reply.headers
-        if method != "HEAD" and reply.status not in (204, 304):
-            headers = [field for field in headers if field[0] != b"content-length"]
+        if not is_bodiless and method != "HEAD":
             headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return
-    try:
-        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-        async for chunk in body:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        await body.aclose()
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    async for chunk in body:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -4,7 +4,6 @@
 given up.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -27,8 +26,6 @@ class Forwarder:
         self._pool = pool
         self._policy = policy
         self._upstream = upstream
-        self.replies: Counter[tuple[str, int]] = Counter()
-        """Replies by worker URL and status; failures of the exchange count as the status they become."""
 
     async def __call__(self, call: Call) -> Reply:
         """Return a worker's reply to `call`.
@@ -45,7 +42,10 @@ class Forwarder:
             if refused:
                 candidates = [worker for worker in candidates if worker not in refused]
             if not candidates:
-                raise refusal or self._nobody()
+                if refusal is None:
+                    raise self._nobody()
+                refused[-1].replies[refusal.status] += 1
+                raise refusal
             worker = self._policy.choose(call, candidates)
             try:
                 return await self._send(worker, call)
@@ -58,14 +58,12 @@ class Forwarder:
         worker.in_flight += 1
         try:
             reply = await self._upstream.send(worker.origin, call)
-        except HttpError as error:
+        except BaseException as error:
             worker.in_flight -= 1
-            self.replies[worker.url, error.status] += 1
+            if isinstance(error, HttpError) and not isinstance(error, ConnectFailed):
+                worker.replies[error.status] += 1
             raise
-        except BaseException:
-            worker.in_flight -= 1
-            raise
-        self.replies[worker.url, reply.status] += 1
+        worker.replies[reply.status] += 1
         self._pool.report(worker, Signal.CALL_OK)
         if isinstance(reply.body, bytes):
             worker.in_flight -= 1
@@ -88,7 +86,7 @@ def _release(worker: Worker) -> None:
 
 
 class _LeasedStream:
-    """A stream that gives its worker back once, at its end or when it is closed."""
+    """A stream that gives its worker back once: at its end, when it is closed, or when it is dropped."""
 
     __slots__ = ("_chunks", "_release", "_stream")
 
@@ -108,7 +106,13 @@ class _LeasedStream:
             raise
 
     async def aclose(self) -> None:
+        self._give_back()
+        await self._stream.aclose()
+
+    def __del__(self) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         release, self._release = self._release, None
         if release is not None:
             release()
-            await self._stream.aclose()

@@ -9,7 +9,6 @@ from prometheus_client.registry import Collector
 
 from ..calls import Middleware
 from .data_plane import DataPlane
-from .forwarder import Forwarder
 from .health import State
 from .workers import WorkerPool
 
@@ -17,11 +16,8 @@ from .workers import WorkerPool
 class RouterCollector(Collector):
     """Reads the router's own counters, and those of its middleware."""
 
-    def __init__(
-        self, pool: WorkerPool, forwarder: Forwarder, data_plane: DataPlane, middleware: Sequence[Middleware]
-    ) -> None:
+    def __init__(self, pool: WorkerPool, data_plane: DataPlane, middleware: Sequence[Middleware]) -> None:
         self._pool = pool
-        self._forwarder = forwarder
         self._data_plane = data_plane
         self._middleware = middleware
 
@@ -30,9 +26,6 @@ class RouterCollector(Collector):
         replies = CounterMetricFamily(
             "espalier_replies", "Replies by worker and status.", labels=["worker", "status"]
         )
-        for (url, status), count in self._forwarder.replies.items():
-            replies.add_metric([url, str(status)], count)
-        yield replies
         in_flight = GaugeMetricFamily(
             "espalier_worker_in_flight", "Calls that a worker holds.", labels=["worker"]
         )
@@ -40,9 +33,12 @@ class RouterCollector(Collector):
             "espalier_worker_state", "1 for the state a worker is in.", labels=["worker", "state"]
         )
         for worker in self._pool:
+            for status, count in worker.replies.items():
+                replies.add_metric([worker.url, str(status)], count)
             in_flight.add_metric([worker.url], worker.in_flight)
             for state in State:
                 states.add_metric([worker.url, state], float(worker.health.state is state))
+        yield replies
         yield in_flight
         yield states
         yield GaugeMetricFamily("espalier_in_flight", "Calls in the router.", self._data_plane.in_flight)

@@ -26,6 +26,7 @@ class Prober:
             await asyncio.sleep(self._interval_s)
             dead = [worker for worker in self._pool if worker.health.state is State.DEAD]
             await asyncio.gather(*(self._probe(worker) for worker in dead))
+            self._upstream.close_idle()
 
     async def _probe(self, worker: Worker) -> None:
         status = 404
@@ -34,6 +35,9 @@ class Prober:
                 if status == 404:
                     status = await self._ask(worker, path)
         except HttpError:
+            return
+        except Exception:  # noqa: BLE001  one worker's trouble must not end the probing of the others
+            _log.exception("event=probe_failed worker=%s", worker.url)
             return
         if status == 200:
             self._pool.report(worker, Signal.PROBE_OK)

@@ -39,11 +39,19 @@ class _GatheringTransport:
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()
 
+    def abort(self) -> None:
+        self._pending.clear()
+        self._transport.abort()
+
     def _flush(self) -> None:
-        if self._pending:
-            pending, self._pending = self._pending, []
+        pending, self._pending = self._pending, []
+        if pending and not self._transport.is_closing():
             self._transport.writelines(pending)

@@ -1,5 +1,6 @@
 """The router's settings. Names that SGLang's router has too mean the same here."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,6 +63,14 @@ class RouterSettings:
         """
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port}: expected 0 to 65535")
+        if not (math.isfinite(self.shutdown_grace_period_secs) and self.shutdown_grace_period_secs >= 0):
+            raise ConfigError(
+                f"--shutdown-grace-period-secs {self.shutdown_grace_period_secs}: expected 0 or more"
+            )
+        if "none" in self.middleware and len(self.middleware) > 1:
+            raise ConfigError("--middleware none stands alone: it turns all middleware off")
+        if len(set(self.middleware)) < len(self.middleware):
+            raise ConfigError(f"--middleware {' '.join(self.middleware)}: each one only once")
         for name in (
             "max_payload_size",
             "request_timeout_secs",
@@ -70,5 +79,6 @@ class RouterSettings:
             "health_check_interval_secs",
             "health_check_timeout_secs",
         ):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected more than 0")

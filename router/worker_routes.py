@@ -102,7 +102,7 @@ async def _named_url(request: Request) -> str:
     if named is None and body:
         try:
             decoded = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             decoded = None
         if isinstance(decoded, dict):
             named = decoded.get("url") or decoded.get("worker_url")

@@ -2,12 +2,13 @@
 
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import NotFound
 from .health import Health, Signal, next_health
-from .upstream import Origin
+from .origin import Origin
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -20,6 +21,8 @@ class Worker:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     in_flight: int = 0
     health: Health = field(default_factory=Health)
+    replies: Counter[int] = field(default_factory=Counter)
+    """Replies by status; failures of the exchange count as the status they become."""
     origin: Origin = field(init=False)
 
     def __post_init__(self) -> None:
@@ -27,7 +30,7 @@ class Worker:
 
         Raises: BadRequest where it is not http://host:port.
         """
-        self.origin = Origin(self.url)
+        self.origin = Origin.parse(self.url)
 
 
 class WorkerPool:
