@@ -1,8 +1,8 @@
 """The router: an HTTP server that spreads calls over SGLang workers and keeps account of them.
 
-`app` composes it; `data_plane` takes calls in, `forwarder` leases a worker for each, `upstream` and
-`connection` carry them there and back; `workers`, `health` and `policies` decide who is asked;
-`worker_routes` and `fleet` are what people and frameworks steer it with.
+A call: `data_plane` takes it in, `forwarder` leases a worker, `upstream` and `connection` carry it there and
+back. Who is asked: `workers`, `health`, `prober`, `policies`. What people and frameworks steer it with:
+`worker_routes`, `fleet`, `status_routes`. `app` puts it together from `settings`; `server` runs it.
 """
 
 if __name__ != "espalier.router":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,21 @@ def test_requests_that_would_kill_a_worker_are_refused_by_the_router(
             assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_request")
         assert not seen.said
         post(url, "/generate", [{"text": "still alive", "sampling_params": GREEDY}])
+
+
+def test_streams_and_chat_completions_pass_through(engine_workers: tuple[EngineWorker, ...]) -> None:
+    worker = engine_workers[0]
+    streamed = {"text": chat("Tell me more."), "sampling_params": GREEDY, "stream": True}
+    messages = [{"role": "user", "content": "Tell me more."}]
+    asked = {"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 16}
+    with router([worker]) as (url, _):
+        (direct,) = post(worker.url, "/generate", [{**streamed, "stream": False}])
+        with httpx.stream("POST", f"{url}/generate", json=streamed, trust_env=False, timeout=60) as reply:
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            events = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+        (said,) = post(url, "/v1/chat/completions", [asked])
+        (said_directly,) = post(worker.url, "/v1/chat/completions", [asked])
+    assert events[-1] == "[DONE]"
+    assert len(events) > 2
+    assert json.loads(events[-2])["output_ids"] == direct["output_ids"]
+    assert said["choices"] == said_directly["choices"]

@@ -16,7 +16,8 @@ class Witness(MiddlewareBase):
 
     async def __call__(self, call: Call, forward: Handler) -> Reply:
         reply = await forward(call)
-        if call.path == "/generate" and reply.status == 200:
+        is_json = (reply.header(b"content-type") or b"").startswith(b"application/json")
+        if call.path == "/generate" and reply.status == 200 and is_json:
             said = json.loads(await reply.read())
             rid = said["meta_info"]["id"]
             self.asked[rid], self.said[rid] = json.loads(call.body), said
