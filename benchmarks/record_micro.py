@@ -59,11 +59,13 @@ def make_tokenizer(folder: Path) -> str:
 
 
 async def record(middleware: RadixTreeMiddleware, calls: list[Call], forward: Handler) -> float:
-    """Send all calls; returns CPU seconds."""
+    """Send all calls; returns CPU seconds. Fails where one of them was not recorded."""
     start = time.process_time()
     for call in calls:
         await middleware(call, forward)
-    return time.process_time() - start
+    seconds = time.process_time() - start
+    assert middleware.stats()["radix_tree_calls_recorded_total"] == len(calls)
+    return seconds
 
 
 def make_calls(count: int, siblings: int, *, wants_logprobs: bool, seed: int) -> list[Call]:

@@ -1,4 +1,4 @@
-"""Which recorded path a prompt continues, and how many of its tokens are reused. Pure functions.
+"""Which recorded path a prompt continues. Pure functions.
 
 Candidates are compared by, in this order:
 1. how far into the prompt the generations reach that it contains whole: a reply that the prompt goes on from
@@ -11,24 +11,14 @@ Candidates are compared by, in this order:
 Context that follows the last generation is not compared: the tokenizer makes the same ids of the same text.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from .radix import Match, Node
 from .segments import Context, Generation, Segment, chain
-
-
-class Decode(Protocol):
-    """Token ids to text, with special tokens left out or spelled out."""
-
-    def __call__(self, ids: Sequence[int], *, skips_special_tokens: bool) -> str:
-        """Return the text of `ids`."""
-        ...
-
 
 MAX_SAME_KEY = 64
 """How many of the values recorded at one and the same key are looked at, latest first: a bound on the work
@@ -219,58 +209,3 @@ def shared_context(
         return None
     same_text = first.text_start == text_start if first.has_text else text_start is None
     return found if same_text else None
-
-
-def token_end(reach: Reach, key: bytes, decode: Decode | None) -> tuple[int, int]:
-    """Return how many tokens of the path a text reuses, and how many bytes they spell."""
-    generation, matched, child, is_whole = reach
-    if child is not None and is_whole:
-        return child.start, matched
-    if is_whole and not generation.cuts_token:
-        if matched == generation.text_end:
-            return generation.start + generation.spelled_tokens, matched
-        return generation.end - generation.trimmed_tokens, matched
-    if decode is None:
-        return generation.start, generation.text_start
-    text = key[generation.text_start : matched].decode(errors="ignore")
-    count, kept = whole_tokens(generation, text, decode)
-    return generation.start + count, generation.text_start + len(kept.encode())
-
-
-def whole_tokens(generation: Generation, text: str, decode: Decode) -> tuple[int, str]:
-    """Return the most tokens of `generation` whose text is a prefix of `text`, and that text.
-
-    Tokens at the end that show nothing (special tokens left out of the text, a trimmed stop) are not kept.
-    """
-    tokens = generation.tokens
-    show = partial(decode, skips_special_tokens=generation.skips_special_tokens)
-    low, high = 0, len(tokens)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _may_begin(text, show(tokens[:middle])):
-            low = middle
-        else:
-            high = middle - 1
-    count = low
-    kept = show(tokens[:count])
-    while count and not text.startswith(kept):
-        count -= 1
-        kept = show(tokens[:count])
-    while count and show(tokens[: count - 1]) == kept:
-        count -= 1
-    return count, kept
-
-
-_REPLACEMENT = "\ufffd"
-"""What a decoder writes for bytes that are no character, or not yet one."""
-
-_MAX_PENDING = 4
-"""Replacement characters that one unfinished UTF-8 character can show as, and one to spare."""
-
-
-def _may_begin(text: str, decoded: str) -> bool:
-    """Say whether `decoded` is a prefix of `text`, but for a character that is still unfinished at its end.
-
-    Once this is false, it stays so for more tokens: the condition can be bisected.
-    """
-    return len(decoded) <= len(text) + _MAX_PENDING and text.startswith(decoded.rstrip(_REPLACEMENT))

@@ -4,10 +4,11 @@ What would kill a worker is refused here; everything else that is wrong is left 
 """
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import cast
+from typing import NamedTuple, cast
+
+import msgspec
 
 from ..calls import JsonObject
 from ..errors import BadRequest
@@ -31,8 +32,7 @@ class Unrecorded(StrEnum):
     UNEXPECTED_ERROR = "unexpected_error"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, by text or by ids (`ids` win where a body has both, as in SGLang)."""
 
     text: str | None
@@ -43,17 +43,29 @@ class Prompt:
     trims_stop: bool
 
 
-def read_prompt(body: JsonObject, session_id: str | None, vocabulary_size: int | None) -> Prompt | Unrecorded:
+class Vocabulary(NamedTuple):
+    """Which ids a worker knows: those below `size` (None where that is not known), and those it gave itself.
+
+    The size may be the tokenizer's, and a model may sample ids that have no name there; so an id beyond it is
+    let through where `recorded_length`, the number of ids at a prompt's beginning that were read or sampled
+    before in this order, covers it.
+    """
+
+    size: int | None
+    recorded_length: Callable[[Tokens], int]
+
+
+def read_prompt(body: JsonObject, session_id: str | None, vocabulary: Vocabulary) -> Prompt | Unrecorded:
     """Return the prompt of a body that can be recorded, or why it cannot.
 
-    `session_id` is used where the body names none. `vocabulary_size` is None where it is not known.
+    `session_id` is used where the body names none.
 
     Raises: BadRequest for an empty prompt and for ids outside the vocabulary, in batches too.
     """
     ids, text = body.get("input_ids"), body.get("text")
     if ids is None and text is None:
         return Unrecorded.INPUT_EMBEDS if body.get("input_embeds") is not None else Unrecorded.MALFORMED
-    checked = _check_ids(ids, vocabulary_size) if ids is not None else _check_text(text)
+    checked = _check_ids(ids, vocabulary) if ids is not None else _check_text(text)
     if isinstance(checked, Unrecorded):
         return checked
     reason = _unrecorded(body)
@@ -106,32 +118,37 @@ def _check_text(text: object) -> str | Unrecorded:
     return Unrecorded.BATCH
 
 
-def _check_ids(ids: object, vocabulary_size: int | None) -> "Tokens | Unrecorded":
+def _check_ids(ids: object, vocabulary: Vocabulary) -> "Tokens | Unrecorded":
     if not isinstance(ids, list):
         return Unrecorded.MALFORMED
     if ids and all(isinstance(each, list) for each in ids):
-        checked = [
-            _check_prompt_ids(each, f"input_ids[{at}]", vocabulary_size) for at, each in enumerate(ids)
-        ]
+        checked = [_check_prompt_ids(each, f"input_ids[{at}]", vocabulary) for at, each in enumerate(ids)]
         return Unrecorded.MALFORMED if Unrecorded.MALFORMED in checked else Unrecorded.BATCH
-    return _check_prompt_ids(ids, "input_ids", vocabulary_size)
+    return _check_prompt_ids(ids, "input_ids", vocabulary)
 
 
-def _check_prompt_ids(ids: Sequence[object], name: str, vocabulary_size: int | None) -> "Tokens | Unrecorded":
+def _check_prompt_ids(ids: Sequence[object], name: str, vocabulary: Vocabulary) -> "Tokens | Unrecorded":
     if not ids:
         raise BadRequest(f"The prompt is empty: `{name}` must hold at least one token id")
+    numbers = cast("Sequence[int]", ids)
+    last = MAX_TOKEN_ID if vocabulary.size is None else vocabulary.size - 1
     try:
-        tokens = array("i", cast("Sequence[int]", ids))
-        low, high = min(tokens), max(tokens)
+        tokens = array("i", numbers)
     except TypeError:
         return Unrecorded.MALFORMED
     except OverflowError:
-        low, high = -1, MAX_TOKEN_ID
-    last = MAX_TOKEN_ID if vocabulary_size is None else vocabulary_size - 1
-    if low < 0 or high > last:
-        numbers = cast("Sequence[int]", ids)
-        at = next(at for at, each in enumerate(numbers) if not 0 <= each <= last)
-        raise BadRequest(
-            f"`{name}[{at}]` is {numbers[at]}, which is outside the vocabulary: token ids go from 0 to {last}"
-        )
+        _check_range(numbers, 0, name, last)
+        raise
+    if min(tokens) < 0 or max(tokens) > last:
+        _check_range(numbers, vocabulary.recorded_length(tokens), name, last)
     return tokens
+
+
+def _check_range(ids: Sequence[int], start: int, name: str, last: int) -> None:
+    """Raise BadRequest for the first id from `start` on that is negative or greater than `last`."""
+    for at in range(start, len(ids)):
+        if not 0 <= ids[at] <= last:
+            raise BadRequest(
+                f"`{name}[{at}]` is {ids[at]}, which is outside the vocabulary: "
+                f"token ids go from 0 to {last} (radix_tree.vocabulary_size)"
+            )

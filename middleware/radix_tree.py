@@ -18,10 +18,12 @@ import msgspec
 
 from ..calls import Call, Handler, JsonObject, Middleware, Reply
 from ..errors import BadRequest, ConfigError, HttpError
-from .prompts import Prompt, Unrecorded, read_prompt
+from .prompts import Prompt, Unrecorded, Vocabulary, read_prompt
 from .replies import Unrecordable, read_answer, read_whole, without_logprobs
+from .reuse import match_text, text_before
 from .segments import Context
-from .tokenizer import Tokenizer, TokenizerFailed, TokenizerSource
+from .tokenizer import Tokenizer, TokenizerFailed
+from .tokenizer_source import TokenizerSource
 from .trajectories import Trajectories
 from .tree import Prefix, TokenTree
 
@@ -38,6 +40,9 @@ MAX_CACHED_BYTES = 4 << 30
 
 MAX_REPLY_BYTES = 256 << 20
 """Longer replies are relayed as they arrive, and not recorded."""
+
+GENERATE_METHODS = frozenset({"POST", "PUT"})
+"""SGLang generates for either."""
 
 SESSION_HEADERS = (b"x-smg-routing-key", b"x-session-id")
 """Where a session is named, unless the body has a `session_id`; the first is SGLang's router's."""
@@ -64,16 +69,21 @@ class RadixTreeMiddleware:
         self,
         *,
         tokenizer_path: str | None = None,
+        vocabulary_size: int | None = None,
         max_cached_tokens: int = MAX_CACHED_TOKENS,
         max_cached_bytes: int = MAX_CACHED_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
-        """Take the place of the tokenizer (a `tokenizer.json` or its folder) and the bounds.
+        """Take the place of the tokenizer (a `tokenizer.json` or its folder), and the bounds.
 
-        Without `tokenizer_path` the workers are asked for it.
+        Without `tokenizer_path` the workers are asked for it. Without `vocabulary_size` it is the greater of
+        the tokenizer's and that of the `config.json` beside it.
 
         Raises: ConfigError where the tokenizer cannot be loaded, or a bound is no positive number.
         """
+        self._vocabulary_size = (
+            _positive("vocabulary_size", vocabulary_size) if vocabulary_size is not None else None
+        )
         self._max_cached_tokens = _positive("max_cached_tokens", max_cached_tokens)
         self._max_reply_bytes = _positive("max_reply_bytes", max_reply_bytes)
         self._tree = TokenTree(
@@ -106,15 +116,14 @@ class RadixTreeMiddleware:
 
         Raises: BadRequest for what would kill a worker: an empty prompt, an id outside the vocabulary.
         """
-        if call.path != "/generate" or call.method != "POST":
+        if call.path != "/generate" or call.method not in GENERATE_METHODS:
             return await forward(call)
         try:
             body = call.json()
         except BadRequest as error:
             return await self._pass_through(call, forward, Unrecorded.MALFORMED, error)
         tokenizer = await self._source.get(forward)
-        vocabulary_size = tokenizer.vocabulary_size if tokenizer is not None else None
-        prompt = read_prompt(body, _session_of(call), vocabulary_size)
+        prompt = read_prompt(body, _session_of(call), self._vocabulary(tokenizer))
         if isinstance(prompt, Unrecorded):
             return await self._pass_through(call, forward, prompt)
         if prompt.text is not None and tokenizer is None:
@@ -136,11 +145,17 @@ class RadixTreeMiddleware:
         finally:
             self._tree.release(opened.context)
 
+    def _vocabulary(self, tokenizer: Tokenizer | None) -> Vocabulary:
+        size = self._vocabulary_size
+        if size is None and tokenizer is not None:
+            size = tokenizer.vocabulary_size
+        return Vocabulary(size, self._tree.recorded_length)
+
     async def _open(self, prompt: Prompt, tokenizer: Tokenizer | None) -> _Opened:
         if prompt.ids is None:
             assert prompt.text is not None
             assert tokenizer is not None
-            prefix = self._tree.match_text(prompt.text, prompt.session_id, tokenizer.decode)
+            prefix = await match_text(self._tree, prompt.text, prompt.session_id, tokenizer.decode)
         else:
             prefix = self._tree.match_ids(prompt.ids, prompt.session_id)
         try:
@@ -169,7 +184,7 @@ class RadixTreeMiddleware:
         before: str | None = None
         added: str | None = None
         if prefix.exact is None and tokenizer is not None and tokenizer.decode is not None:
-            before = self._tree.text_before(prefix, tokenizer.decode)
+            before = await text_before(self._tree, prefix, tokenizer.decode)
             lookback = prefix.tokens[-DECODE_LOOKBACK_TOKENS:]
             added = await (
                 tokenizer.decode_after(lookback, rest) if lookback else tokenizer.decode_prompt(ids)
@@ -198,7 +213,7 @@ class RadixTreeMiddleware:
             self._count_failure(call, "the reply is over max_reply_bytes")
             return reply
         try:
-            sampled, content = read_answer(content, prompt, tokenizer)
+            sampled, content = read_answer(content, prompt, tokenizer, prompt_tokens=len(opened.ids))
             self._tree.record(opened.context, sampled)
             self._counts["calls_recorded_total"] += 1
             self._counts["prompt_tokens_total"] += len(opened.ids)

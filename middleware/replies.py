@@ -44,7 +44,7 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class Unrecordable(EspalierError):
-    """A reply that contradicts itself: it goes to the client, and not into the tree."""
+    """A reply that contradicts itself or its prompt: it goes to the client, and not into the tree."""
 
 
 class Answer(NamedTuple):
@@ -54,10 +54,11 @@ class Answer(NamedTuple):
     content: bytes
 
 
-def read_answer(content: bytes, prompt: Prompt, tokenizer: Tokenizer | None) -> Answer:
-    """Return what the reply `content` to `prompt` says was sampled.
+def read_answer(content: bytes, prompt: Prompt, tokenizer: Tokenizer | None, *, prompt_tokens: int) -> Answer:
+    """Return what the reply `content` to `prompt`, sent as `prompt_tokens` ids, says was sampled.
 
-    Raises: Unrecordable where it does not say so, or says two things.
+    Raises: Unrecordable where it does not say so, says two things, or answers a prompt of another length: a
+    worker may cut off what is too long for it. One that read nothing names no length.
     """
     cut = cut_logprobs(content)
     head: _Head | GenerateReply
@@ -76,6 +77,8 @@ def read_answer(content: bytes, prompt: Prompt, tokenizer: Tokenizer | None) -> 
     meta = head.meta_info
     if not meta.id:
         raise Unrecordable("meta_info has no id")
+    if meta.prompt_tokens not in (None, prompt_tokens):
+        raise Unrecordable(f"the worker read {meta.prompt_tokens} of {prompt_tokens} prompt tokens")
     if meta.completion_tokens is not None and meta.completion_tokens != len(tokens):
         raise Unrecordable("completion_tokens does not count the sampled tokens")
     stop, trimmed_tokens, cuts_token = _trimmed_stop(

@@ -1,12 +1,7 @@
-"""Text to token ids as the worker would, and back.
-
-The tokenizer is looked for where `--middleware-arg radix_tree.tokenizer_path` says, else where the worker's
-`GET /model_info` says its own lies, else the worker is asked to tokenise each text (`POST /tokenize`).
-"""
+"""Text to token ids as the worker would, and back."""
 
 import asyncio
-import logging
-import time
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,23 +9,17 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from ..calls import Call, Handler
 from ..errors import ConfigError, EspalierError
-from .matching import Decode
+from .cut import Decode
 
 if TYPE_CHECKING:
     import tokenizers
-
-log = logging.getLogger(__name__)
 
 INLINE_TEXT_CHARS = 20_000
 """Longer texts are tokenised in a thread: 20,000 characters take about 10 ms, which others would wait."""
 
 INLINE_TOKENS = 20_000
 """More tokens are turned into text in a thread, for the same reason."""
-
-RETRY_INTERVAL_S = 1.0
-"""How long a tokenizer that could not be found is not looked for again: two small calls a second at most."""
 
 _SPELLINGS = 4096
 """How many spelled-out stops are remembered: more than a model has."""
@@ -77,11 +66,13 @@ class TokenizerFailed(EspalierError):
 class LocalTokenizer:
     """A `tokenizer.json`, run in this process."""
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", *, model_vocabulary_size: int = 0) -> None:
+        """Take the tokenizer, and how many ids the model has: often more than the tokenizer has."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.vocabulary_size: int | None = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        named = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocabulary_size: int | None = max(named, model_vocabulary_size)
         self.decode: Decode | None = self._decode
         self._spell = lru_cache(maxsize=_SPELLINGS)(self._decode)
         self._anchor_ids = self._find_anchor()
@@ -90,27 +81,29 @@ class LocalTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "LocalTokenizer":
-        """Load a `tokenizer.json`, or the one in the folder `path`.
+        """Load a `tokenizer.json`, or the one in the folder `path`, with the `config.json` beside it, if any.
 
-        Raises: ConfigError where there is none, or it is not one.
+        Raises: ConfigError where there is no tokenizer, or one of the two cannot be read.
         """
         import tokenizers  # noqa: PLC0415  base installs have none; only the radix tree needs it
 
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise ConfigError(f"tokenizer_path {path}: there is no {file.name}; name a tokenizer.json")
+        model_vocabulary_size = _model_vocabulary_size(file.with_name("config.json"))
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            return cls(tokenizer, model_vocabulary_size=model_vocabulary_size)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ConfigError(f"tokenizer_path {file}: {error}") from error
 
     async def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a whole prompt, with the special tokens that the worker would add."""
-        return await _in_thread_if(len(text) > INLINE_TEXT_CHARS, lambda: self._encode(text, adds=True))
+        return await in_thread_if(len(text) > INLINE_TEXT_CHARS, lambda: self._encode(text, adds=True))
 
     async def encode_continuation(self, text: str) -> list[int]:
         """Return the ids of text that follows other tokens: nothing is added before or behind."""
-        return await _in_thread_if(len(text) > INLINE_TEXT_CHARS, lambda: self._encode_after_anchor(text))
+        return await in_thread_if(len(text) > INLINE_TEXT_CHARS, lambda: self._encode_after_anchor(text))
 
     def spell(self, ids: tuple[int, ...]) -> str:
         """Return the text of a few ids, special tokens spelled out."""
@@ -120,7 +113,7 @@ class LocalTokenizer:
         """Return the text of a whole prompt, without what `encode_prompt` puts in front."""
         added = len(self._prefix_ids)
         rest = ids[added:] if list(ids[:added]) == self._prefix_ids else ids
-        return await _in_thread_if(len(ids) > INLINE_TOKENS, lambda: self._decode(rest))
+        return await in_thread_if(len(ids) > INLINE_TOKENS, lambda: self._decode(rest))
 
     async def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> str:
         """Return the text that `tokens` add to that of `before`, special tokens spelled out."""
@@ -130,7 +123,7 @@ class LocalTokenizer:
             whole = self._decode([*before, *tokens])
             return whole[len(shown) :] if whole.startswith(shown) else self._decode(tokens)
 
-        return await _in_thread_if(len(tokens) > INLINE_TOKENS, decode)
+        return await in_thread_if(len(tokens) > INLINE_TOKENS, decode)
 
     def _decode(self, ids: Sequence[int], *, skips_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(
@@ -159,142 +152,34 @@ class LocalTokenizer:
         return full[: next((at for at in range(added + 1) if full[at : at + len(plain)] == plain), 0)]
 
 
-class _TokenizeReply(msgspec.Struct):
-    tokens: list[int]
+class _TextConfig(msgspec.Struct):
+    vocab_size: int | None = None
 
 
-class _ModelInfo(msgspec.Struct):
-    tokenizer_path: str | None = None
+class _ModelConfig(_TextConfig):
+    text_config: _TextConfig | None = None
+    """Where a model of several kinds of input keeps what concerns its text."""
 
 
-_decode_tokenize_reply = msgspec.json.Decoder(_TokenizeReply).decode
-_decode_model_info = msgspec.json.Decoder(_ModelInfo).decode
+def _model_vocabulary_size(file: Path) -> int:
+    """Return how many ids a model's `config.json` gives it; 0 where there is no file, or it does not say.
 
-_MAX_CONTROL_REPLY_BYTES = 64 << 20
-"""A longer answer to `/tokenize` or `/model_info` is not read."""
-
-
-class WorkerTokenizer:
-    """The worker's own tokenizer, asked over HTTP. Whole generations are reused; ids are not decoded."""
-
-    vocabulary_size: int | None = None
-    decode: Decode | None = None
-    prompt_prefix = ""
-
-    def __init__(self, forward: Handler) -> None:
-        self._forward = forward
-
-    def spell(self, ids: tuple[int, ...]) -> str:  # noqa: ARG002  the protocol's
-        """Return "": the worker is not asked."""
-        return ""
-
-    async def decode_prompt(self, ids: Sequence[int]) -> str | None:  # noqa: ARG002
-        """Return None: the worker is not asked."""
-        return None
-
-    async def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> str | None:  # noqa: ARG002
-        """Return None: the worker is not asked."""
-        return None
-
-    async def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a whole prompt, with the special tokens that the worker would add.
-
-        Raises: TokenizerFailed where the worker gives none.
-        """
-        return await self._encode(text, adds=True)
-
-    async def encode_continuation(self, text: str) -> list[int]:
-        """Return the ids of text that follows other tokens: nothing is added before or behind.
-
-        Raises: TokenizerFailed where the worker gives none.
-        """
-        return await self._encode(text, adds=False)
-
-    async def _encode(self, text: str, *, adds: bool) -> list[int]:
-        body = msgspec.json.encode({"prompt": text, "add_special_tokens": adds})
-        call = _own_call("POST", "/tokenize", body)
-        try:
-            reply = await self._forward(call)
-            content = await reply.read(_MAX_CONTROL_REPLY_BYTES)
-            if reply.status != 200:
-                raise TokenizerFailed(f"the worker's /tokenize answered {reply.status}")
-            return _decode_tokenize_reply(content).tokens
-        except (EspalierError, msgspec.DecodeError) as error:
-            raise TokenizerFailed(str(error)) from error
-
-
-class TokenizerSource:
-    """Finds the tokenizer on first need and keeps it; after a failure, looks again at a bounded rate."""
-
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        retry_interval_s: float = RETRY_INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Take the tokenizer's place, if it is known.
-
-        Raises: ConfigError where nothing is there.
-        """
-        self._found: Tokenizer | None = LocalTokenizer.load(path) if path is not None else None
-        self._retry_interval_s = retry_interval_s
-        self._clock = clock
-        self._retry_at_s = clock()
-        self._lock = asyncio.Lock()
-        self._said: list[str] = []
-
-    async def get(self, forward: Handler | None) -> Tokenizer | None:
-        """Return the tokenizer, or None where there is none now. `forward` reaches a worker."""
-        if self._found is not None or forward is None:
-            return self._found
-        async with self._lock:
-            if self._found is None and self._clock() >= self._retry_at_s:
-                self._found = await self._look(forward)
-                self._retry_at_s = self._clock() + self._retry_interval_s
-        return self._found
-
-    async def _look(self, forward: Handler) -> Tokenizer | None:
-        reasons: list[str] = []
-        try:
-            reply = await forward(_own_call("GET", "/model_info", b""))
-            content = await reply.read(_MAX_CONTROL_REPLY_BYTES)
-            path = _decode_model_info(content).tokenizer_path if reply.status == 200 else None
-            if path is not None:
-                return await asyncio.to_thread(LocalTokenizer.load, Path(path))
-            reasons.append(f"/model_info answered {reply.status} without tokenizer_path")
-        except (EspalierError, msgspec.DecodeError, OSError) as error:
-            reasons.append(str(error))
-        remote = WorkerTokenizer(forward)
-        try:
-            await remote.encode_prompt("a")
-        except TokenizerFailed as error:
-            reasons.append(str(error))
-            self._say("tokenizer_not_found", reasons)
-            return None
-        self._say("tokenizer_is_the_workers", reasons)
-        return remote
-
-    def _say(self, event: str, reasons: list[str]) -> None:
-        """Log what happened, once as long as it stays the same."""
-        if reasons != self._said:
-            self._said = reasons
-            log.warning("%s reason=%r", event, "; ".join(reasons))
+    Raises: ConfigError where the file is not such a configuration.
+    """
+    if not file.is_file():
+        return 0
+    try:
+        # Not by msgspec, which refuses the Infinity that some configurations hold.
+        config = msgspec.convert(json.loads(file.read_bytes()), _ModelConfig)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"tokenizer_path: {file}: {error}") from error
+    of_text = config.text_config.vocab_size if config.text_config is not None else None
+    return max(config.vocab_size or 0, of_text or 0)
 
 
 _Result = TypeVar("_Result")
 
 
-async def _in_thread_if(is_long: bool, work: Callable[[], _Result]) -> _Result:  # noqa: FBT001  read as "if"
+async def in_thread_if(is_long: bool, work: Callable[[], _Result]) -> _Result:  # noqa: FBT001  read as "if"
+    """Return what `work` returns; where that takes long, it is done while the event loop goes on."""
     return await asyncio.to_thread(work) if is_long else work()
-
-
-def _own_call(method: str, path: str, body: bytes) -> Call:
-    return Call(
-        method=method,
-        path=path,
-        target=path.encode(),
-        headers=[(b"content-type", b"application/json")],
-        body=body,
-        request_id="radix-tree-tokenizer",
-    )

@@ -8,6 +8,7 @@ import msgspec
 
 from ..errors import BadRequest, NotFound, TokenMismatch
 from ..sglang import WeightSpan
+from .reuse import match_text
 from .segments import Generation, Logprobs, Piece, path, tokens_of
 from .tokenizer import Tokenizer, TokenizerFailed
 from .tree import TokenTree
@@ -96,7 +97,7 @@ class Trajectories:
                 found.matched_chars = len(text)
                 return found
         decode = tokenizer.decode if tokenizer is not None else None
-        prefix = self._tree.match_text(text, request.session_id, decode)
+        prefix = await match_text(self._tree, text, request.session_id, decode)
         try:
             rest = text[prefix.matched_chars :]
             ids = await _tokenise(tokenizer, rest, is_prompt=not prefix.tokens) if rest else []

@@ -6,28 +6,21 @@ generation.
 
 Theory of operation: segments (see `segments`) hang together by parent links; two prefix indices lead to
 them, one over text and one over token ids, both holding the end of every prompt and of every generation.
-A running call holds the segments it builds on (`match_*`, `open_context`; `release` lets go), a child holds
-its parent, and what nothing holds can go: a context at once, a generation when the budget needs its room,
-least recently used first. No method does I/O or awaits; all walks are loops.
+A running call holds the segments it builds on (`match_*`, `hold`, `open_context`; `release` lets go), a child
+holds its parent, and what nothing holds can go: a context at once, a generation when the budget needs its
+room, least recently used first. No method does I/O or awaits; all walks are loops.
 """
 
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
+import msgspec
+
 from ..sglang import WeightSpan
-from .matching import (
-    MAX_SAME_KEY,
-    TEXT_AXIS,
-    TOKEN_AXIS,
-    Decode,
-    choose,
-    furthest_reach,
-    shared_context,
-    token_end,
-)
+from .cut import Cut, TextMatch
+from .matching import MAX_SAME_KEY, TEXT_AXIS, TOKEN_AXIS, choose, shared_context
 from .radix import RadixIndex
 from .segments import Context, Generation, Logprobs, Segment, Tokens, path, tokens_of
 
@@ -43,8 +36,7 @@ TOKEN_BYTES = 8
 LOGPROB_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True, kw_only=True):
     """The recorded beginning of a prompt; its segment is held until `TokenTree.release`.
 
     `tokens` are the first `len(tokens)` tokens on the path to `segment`. They spell the prompt's first
@@ -59,8 +51,7 @@ class Prefix:
     exact: Context | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker answered, as the tree records it. See `Generation` for the fields."""
 
     rid: str
@@ -79,7 +70,7 @@ class Sampled:
 
 
 class TokenTree:
-    """Records prompts and generations within a budget. `decode` is passed in: the tree has no tokenizer."""
+    """Records prompts and generations within a budget. It has no tokenizer: `reuse` does what needs one."""
 
     def __init__(self, *, max_cached_tokens: int, max_cached_bytes: int) -> None:
         self._max_cached_tokens = max_cached_tokens
@@ -100,55 +91,35 @@ class TokenTree:
         """Estimate of the memory that the recorded segments take."""
         return self._segment_bytes + self._texts.label_bytes
 
-    def match_text(self, text: str, session_id: str | None, decode: Decode | None) -> Prefix:
-        """Return the recorded tokens with which `text` begins, and hold them.
-
-        Without `decode` only whole generations are reused. Text in which no generation lies gets no tokens,
-        unless the same prompt was tokenised before.
+    def match_text(self, text: str, session_id: str | None) -> TextMatch:
+        """Return the recorded path that `text` goes on from, and hold it; `hold` keeps what is cut of it.
 
         Raises: UnicodeEncodeError where the text holds a lone surrogate.
         """
         key = text.encode()
         match = self._texts.match(key)
-        choice = choose(match, len(key), TEXT_AXIS, session_id, self._recent(session_id))
-        if choice.exact is not None and (choice.reach is not None or choice.exact.is_canonical):
-            return self._hold_exact(choice.exact, text_bytes=len(key), matched_chars=len(text))
-        reach = choice.reach
-        while reach is not None:
-            end, text_end = token_end(reach, key, decode)
-            if end > reach.generation.start:
-                return self._hold(reach.generation, end, text_end, len(key[:text_end].decode()))
-            generation = reach.generation
-            reach = furthest_reach(generation.parent, generation.text_start, TEXT_AXIS, generation)
-        return self._hold(None, 0, 0, 0)
+        reach, exact = choose(match, len(key), TEXT_AXIS, session_id, self._recent(session_id))
+        if exact is not None and reach is None and not exact.is_canonical:
+            exact = None
+        found = TextMatch(key, reach, exact)
+        if found.segment is not None:
+            self._take(found.segment)
+        return found
+
+    def hold(self, match: TextMatch, cut: Cut) -> Prefix:
+        """Return the tokens of `cut`, which was made of `match`, and hold them."""
+        matched_chars = len(match.key[: cut.text_bytes].decode())
+        return self._hold(cut.segment, cut.end, cut.text_bytes, matched_chars, match.exact)
 
     def match_ids(self, ids: Sequence[int], session_id: str | None) -> Prefix:
         """Return the recorded tokens with which `ids` begin, up to the last sampled one, and hold them."""
         match = self._ids.match(array("i", ids).tobytes())
-        choice = choose(match, len(ids), TOKEN_AXIS, session_id, self._recent(session_id))
-        if choice.exact is not None:
-            return self._hold_exact(choice.exact, text_bytes=choice.exact.text_end, matched_chars=0)
-        if choice.reach is None:
+        reach, exact = choose(match, len(ids), TOKEN_AXIS, session_id, self._recent(session_id))
+        if exact is not None:
+            return self._hold(exact, exact.end, exact.text_end, 0, exact)
+        if reach is None:
             return self._hold(None, 0, 0, 0)
-        return self._hold(choice.reach.generation, choice.reach.matched, 0, 0)
-
-    def text_before(self, prefix: Prefix, decode: Decode) -> str | None:
-        """Return the text that a prefix matched by token ids spells, or None where it is not known."""
-        generation = prefix.segment
-        if generation is None:
-            return ""
-        if not isinstance(generation, Generation) or not generation.has_text:
-            return None
-        count = len(prefix.tokens) - generation.start
-        assert generation.text_node is not None
-        key = self._texts.key_of(generation.text_node)
-        if not generation.cuts_token and count == generation.spelled_tokens:
-            return key.decode()
-        if not generation.cuts_token and count == len(generation.tokens) - generation.trimmed_tokens:
-            return key[: generation.visible_end].decode()
-        shown = decode(generation.tokens[:count], skips_special_tokens=generation.skips_special_tokens)
-        whole = key[generation.text_start :].decode()
-        return key[: generation.text_start].decode() + shown if whole.startswith(shown) else None
+        return self._hold(reach.generation, reach.matched, 0, 0)
 
     def open_context(
         self,
@@ -268,9 +239,13 @@ class TokenTree:
         key = self._texts.key_of(generation.text_node)
         return key[: generation.visible_end].decode(), key.decode()
 
-    def release(self, held: Prefix | Context) -> None:
-        """Let go of what `match_*` or `open_context` returned."""
-        segment = held.segment if isinstance(held, Prefix) else held
+    def recorded_length(self, ids: Tokens) -> int:
+        """Return how many of `ids`, from the first one on, were read or sampled in this order before."""
+        return self._ids.match(ids.tobytes()).length // TOKEN_AXIS.unit_bytes
+
+    def release(self, held: TextMatch | Prefix | Context) -> None:
+        """Let go of what `match_*`, `hold` or `open_context` returned."""
+        segment = held if isinstance(held, Context) else held.segment
         if segment is not None:
             self._let_go(segment, is_recent=True)
             self._evict()
@@ -280,20 +255,22 @@ class TokenTree:
             return []
         return list(islice(reversed(self._sessions.get(session_id, {})), MAX_SESSION_CANDIDATES))
 
-    def _hold(self, segment: Segment | None, end: int, text_bytes: int, matched_chars: int) -> Prefix:
+    def _hold(
+        self,
+        segment: Segment | None,
+        end: int,
+        text_bytes: int,
+        matched_chars: int,
+        exact: Context | None = None,
+    ) -> Prefix:
         if segment is not None:
             self._take(segment)
-        tokens = tokens_of(path(segment, end))
-        return Prefix(segment=segment, tokens=tokens, text_bytes=text_bytes, matched_chars=matched_chars)
-
-    def _hold_exact(self, context: Context, *, text_bytes: int, matched_chars: int) -> Prefix:
-        self._take(context)
         return Prefix(
-            segment=context,
-            tokens=tokens_of(path(context, context.end)),
+            segment=segment,
+            tokens=tokens_of(path(segment, end)),
             text_bytes=text_bytes,
             matched_chars=matched_chars,
-            exact=context,
+            exact=exact,
         )
 
     def _next_ordinal(self) -> int:

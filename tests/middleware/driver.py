@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ def says(*texts: str, stop: bool = False) -> Sample:
 
 
 def call_of(
-    body: JsonObject, *, path: str = "/generate", headers: list[tuple[bytes, bytes]] | None = None
+    body: JsonObject,
+    *,
+    method: str = "POST",
+    path: str = "/generate",
+    headers: list[tuple[bytes, bytes]] | None = None,
 ) -> Call:
     return Call(
-        method="POST",
+        method=method,
         path=path,
         target=path.encode(),
         headers=headers or [],
@@ -82,14 +86,16 @@ async def retrieve(middleware: RadixTreeMiddleware, **body: Any) -> Trajectory:
 
 
 class Body:
-    """A streamed body that knows whether it was closed."""
+    """A streamed body that knows whether it was closed. An error among the chunks is raised in its turn."""
 
-    def __init__(self, chunks: list[bytes]) -> None:
+    def __init__(self, chunks: Sequence[bytes | BaseException | type[BaseException]]) -> None:
         self.chunks = chunks
         self.is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:
+            if not isinstance(chunk, bytes):
+                raise chunk
             yield chunk
 
     async def aclose(self) -> None:
@@ -100,6 +106,20 @@ def capture(name: str) -> JsonObject:
     document = msgspec.json.decode((CAPTURES / f"{name}.json").read_bytes())
     answer: JsonObject = document["response"]["json"]
     return answer
+
+
+def captured_generations() -> dict[str, tuple[JsonObject, JsonObject]]:
+    """Return what a real worker answered to prompts by ids, whole and singly: name -> request, reply."""
+    found = {}
+    for path in CAPTURES.glob("[!I]*.json"):
+        document = msgspec.json.decode(path.read_bytes())
+        body = (document.get("request") or {}).get("body")
+        reply = (document.get("response") or {}).get("json")
+        if not isinstance(body, dict) or not isinstance(reply, dict):
+            continue
+        if "input_ids" in body and "meta_info" in reply:
+            found[path.stem] = (body, reply)
+    return found
 
 
 def answering(content: bytes) -> Handler:

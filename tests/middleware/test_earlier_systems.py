@@ -73,7 +73,7 @@ def test_prompt_recorded_by_ids_does_not_decide_how_the_same_text_is_tokenised(t
 
 
 def test_budget_is_kept_with_textual_weight_versions_and_long_chains(tmp_path: Path) -> None:
-    turns = 600  # a generation and a context each: deeper than Python's call stack
+    turns = 510  # a generation and a context each: deeper than Python's call stack
     setup = Setup(tmp_path, says("a"), max_cached_tokens=2 * turns + 10)
 
     async def play() -> None:

@@ -7,7 +7,8 @@ import pytest
 from espalier.calls import Call, Handler, Reply
 from espalier.errors import ConfigError
 from espalier.middleware import RadixTreeMiddleware
-from espalier.middleware.tokenizer import TokenizerSource
+from espalier.middleware.tokenizer import LocalTokenizer
+from espalier.middleware.tokenizer_source import TokenizerSource
 
 from .driver import (
     IM_END,
@@ -47,7 +48,7 @@ def test_without_tokenizer_ids_callers_are_recorded_and_text_passes_through() ->
         return Reply(status=200 if call.path == "/generate" else 404, headers=[], body=reply)
 
     asyncio.run(middleware(call_of({"text": "hello"}), forward))
-    asyncio.run(middleware(call_of({"input_ids": [1, 2, 3]}), forward))
+    asyncio.run(middleware(call_of({"input_ids": [1, 2, 3, 4]}), forward))
     stats = middleware.stats()
     assert stats["radix_tree_passed_through_no_tokenizer_total"] == 1
     assert stats["radix_tree_calls_recorded_total"] == 1
@@ -80,6 +81,32 @@ def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"tokenizer_path .*tokenizer\.json: "):
         RadixTreeMiddleware(tokenizer_path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ("{}", 413),
+        ('{"vocab_size": 100}', 413),
+        ('{"vocab_size": null}', 413),
+        ('{"time_step_limit": [0.0, Infinity], "vocab_size": 600}', 600),
+        ('{"text_config": {"vocab_size": 600, "hidden_size": 8}}', 600),
+        ('{"vocab_size": 500, "text_config": {"vocab_size": 600}}', 600),
+        ('{"vocab_size": 600, "text_config": {}}', 600),
+    ],
+)
+def test_model_may_have_more_ids_than_its_tokenizer(tmp_path: Path, config: str, size: int) -> None:
+    (tmp_path / "config.json").write_text(config)
+    folder = Path(saved(byte_level(), tmp_path))
+    for path in (folder, folder / "tokenizer.json"):
+        assert LocalTokenizer.load(path).vocabulary_size == size
+
+
+@pytest.mark.parametrize("config", ["{", '{"vocab_size": "many"}', "[]"])
+def test_model_configuration_that_cannot_be_read_is_named(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ConfigError, match=r"config\.json: "):
+        RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
 
 
 def handler(worker: FakeWorker, sample: Sample) -> Handler:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from espalier.calls import Call, Reply
+from espalier.errors import UpstreamError
 from espalier.middleware import RadixTreeMiddleware, middlewares
 
 from .driver import (
@@ -16,6 +17,7 @@ from .driver import (
     answering,
     call_of,
     capture,
+    captured_generations,
     ids_of,
     retrieve,
     says,
@@ -48,7 +50,7 @@ def test_reply_lacks_what_the_client_had_not_asked_for_and_keeps_the_rest_as_it_
     with_logprobs = capture("generate_text_logprob")
     content = msgspec.json.encode(with_logprobs)
     middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
-    reply = asyncio.run(middleware(call_of({"input_ids": [5, 6, 7]}), answering(content)))
+    reply = asyncio.run(middleware(call_of({"input_ids": [5, 6, 7, 8]}), answering(content)))
     assert isinstance(reply.body, bytes)
     expected = msgspec.json.decode(content)
     for key in ("input_token_logprobs", "output_token_logprobs", "output_token_logprobs_length"):
@@ -61,6 +63,13 @@ def test_logprob_options_of_a_client_that_wants_no_logprobs_are_not_sent(tmp_pat
     setup = Setup(tmp_path, says("x"))
     setup.send(text="hello", logprob_start_len=0, top_logprobs_num=5)
     assert not {"logprob_start_len", "top_logprobs_num"} & set(setup.worker.sent[0])
+
+
+def test_put_is_recorded_as_post_is(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    asyncio.run(setup.read({"text": "the quick", "rid": "put"}, method="PUT"))
+    assert setup.worker.calls[0].method == "PUT"
+    assert setup.retrieve(rid="put").tokens == ids_of("the quick") + setup.worker.replies[0]["output_ids"]
 
 
 def test_recorded_tokens_and_logprobs_are_those_of_the_reply(tmp_path: Path) -> None:
@@ -156,6 +165,30 @@ def test_reply_that_contradicts_itself_reaches_the_client_and_not_the_tree(
     assert setup.stat("record_failures_total") == 1
 
 
+def test_reply_to_a_prompt_that_was_cut_off_reaches_the_client_and_not_the_tree(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    answer = setup.worker.answer
+    setup.worker.answer = lambda body: answer(body | {"input_ids": body["input_ids"][:5]})  # type: ignore[method-assign]
+    reply = setup.send(input_ids=list(range(20, 44)), rid="r")
+    assert (reply["text"], reply["meta_info"]["prompt_tokens"]) == ("hello", 5)
+    assert setup.stat("record_failures_total") == 1
+    assert setup.stat("cached_tokens") == 0
+
+
+def test_every_captured_reply_to_a_prompt_by_ids_is_recorded() -> None:
+    captured = captured_generations()
+    assert {"put_generate", "abort_waiting_result", "v2_retract_0"} < set(captured)
+    middleware = RadixTreeMiddleware()
+
+    async def scenario() -> None:
+        for body, reply in captured.values():
+            await middleware(call_of({**body, "return_logprob": True}), answering(msgspec.json.encode(reply)))
+
+    asyncio.run(scenario())
+    assert middleware.stats()["radix_tree_record_failures_total"] == 0
+    assert middleware.stats()["radix_tree_calls_recorded_total"] == len(captured)
+
+
 def test_logprob_that_is_no_number_stays_absent(tmp_path: Path) -> None:
     setup = Setup(tmp_path, says("hello"))
     reply = setup.worker.answer({"input_ids": [7], "return_logprob": True, "rid": "r"})
@@ -218,14 +251,23 @@ def test_concurrent_siblings_tokenise_once_and_hold_their_prompt(tmp_path: Path)
     assert setup.stat("cached_tokens") == 0
 
 
-def test_cancelled_call_lets_go_of_what_it_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [asyncio.CancelledError, UpstreamError("gone"), RuntimeError("a bug")])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_call_that_ends_before_its_reply_lets_go_of_what_it_held(
+    tmp_path: Path, error: Any, is_begun: bool
+) -> None:
     setup = Setup(tmp_path, says("x"))
+    body = Body([b'{"text":', error])
 
     async def forward(call: Call) -> Reply:
-        raise asyncio.CancelledError
+        assert setup.stat("cached_tokens") > 0
+        if is_begun:
+            return Reply(status=200, headers=[], body=body)
+        raise error
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(error if isinstance(error, type) else type(error)):
         asyncio.run(setup.middleware(call_of({"text": "the quick"}), forward))
+    assert body.is_closed == is_begun
     assert setup.stat("cached_tokens") == 0
 
 

@@ -84,6 +84,53 @@ def test_what_would_kill_a_worker_is_refused(tmp_path: Path, body: JsonObject, m
     assert setup.worker.calls == []
 
 
+def test_put_is_checked_as_post_is(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("x"))
+    with pytest.raises(BadRequest, match="999999"):
+        asyncio.run(setup.raw({"input_ids": [999_999]}, method="PUT"))
+    assert setup.worker.calls == []
+
+
+def test_prompt_may_go_up_to_the_model_s_last_id(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 512, "model_type": "qwen2"}')
+    setup = Setup(tmp_path, says("x"))
+    setup.send(input_ids=[511])
+    with pytest.raises(BadRequest, match=r"is 512.*from 0 to 511"):
+        setup.send(input_ids=[512])
+
+
+def test_vocabulary_size_may_be_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 512}')
+    setup = Setup(tmp_path, says("x"), vocabulary_size="600")
+    setup.send(input_ids=[599])
+    with pytest.raises(BadRequest, match=r"is 600.*from 0 to 599 \(radix_tree\.vocabulary_size\)"):
+        setup.send(input_ids=[600])
+
+
+def test_vocabulary_size_holds_without_a_tokenizer_too() -> None:
+    middleware = RadixTreeMiddleware(vocabulary_size=100)
+    no_tokenizer = Reply(status=404, headers=[], body=b"")
+
+    async def forward(call: Call) -> Reply:
+        assert call.path != "/generate"
+        return no_tokenizer
+
+    with pytest.raises(BadRequest, match="is 100"):
+        asyncio.run(middleware(call_of({"input_ids": [100]}), forward))
+
+
+def test_id_without_a_name_may_be_sent_back_where_it_was_sampled(tmp_path: Path) -> None:
+    nameless = 450
+    setup = Setup(tmp_path, lambda _: [70, nameless])
+    sampled = setup.send(input_ids=[50, 60])["output_ids"]
+    setup.send(input_ids=[50, 60, *sampled, 80])
+    asyncio.run(setup.raw({"input_ids": [[50, 60, *sampled], [1]]}))
+    assert [50, 60, 70, nameless, 80] in [sent["input_ids"] for sent in setup.worker.sent]
+    for ids, at in ([[50, 60, nameless], 2], [[50, 60, *sampled, nameless], 4]):
+        with pytest.raises(BadRequest, match=rf"`input_ids\[{at}\]` is {nameless}"):
+            setup.send(input_ids=ids)
+
+
 def test_reply_that_is_not_200_passes_untouched(tmp_path: Path) -> None:
     middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
     error = Reply(status=400, headers=[], body=b'{"error": {"message": "no"}}')
@@ -97,7 +144,13 @@ def test_reply_that_is_not_200_passes_untouched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_cached_tokens": 0}, {"max_cached_bytes": "many"}, {"max_reply_bytes": True}]
+    "options",
+    [
+        {"max_cached_tokens": 0},
+        {"max_cached_bytes": "many"},
+        {"max_reply_bytes": True},
+        {"vocabulary_size": 0},
+    ],
 )
 def test_wrong_option_is_named(options: Any) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

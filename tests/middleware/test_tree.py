@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from espalier.middleware.segments import Context, Generation, Segment, path, tokens_of
-from espalier.middleware.tree import Sampled, TokenTree
+from espalier.middleware.tree import Prefix, Sampled, TokenTree
 
 from .tokenizers_made import byte_level
 
@@ -26,6 +26,13 @@ def encode(text: str) -> list[int]:
 
 def decode(ids: Sequence[int], *, skips_special_tokens: bool = False) -> str:
     return TOKENIZER.decode(list(ids), skip_special_tokens=skips_special_tokens)
+
+
+def matched(tree: TokenTree, text: str, session_id: str | None = None) -> Prefix:
+    match = tree.match_text(text, session_id)
+    prefix = tree.hold(match, match.cut(decode))
+    tree.release(match)
+    return prefix
 
 
 @dataclass
@@ -79,7 +86,7 @@ class TreeMachine(RuleBasedStateMachine):
     def call(
         self, text: str, reply: str, session_id: str | None, *, stops: bool, single: bool, kept: int = 0
     ) -> None:
-        prefix = self.tree.match_text(text, session_id, decode)
+        prefix = matched(self.tree, text, session_id)
         rest = text[prefix.matched_chars :]
         assert decode(prefix.tokens) == text[: prefix.matched_chars]
         assert prefix.matched_chars >= kept
@@ -188,7 +195,7 @@ def mask_of(segment: Segment | None, end: int) -> list[int]:
 
 
 TestTokenTree = TreeMachine.TestCase
-TestTokenTree.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTokenTree.settings = settings(max_examples=45, stateful_step_count=25, deadline=None)
 
 
 def record(tree: TokenTree, context: Context, rid: str, text: str | None) -> Generation:
@@ -212,7 +219,7 @@ def record(tree: TokenTree, context: Context, rid: str, text: str | None) -> Gen
 def opened(tree: TokenTree, text: str, *, by_ids: bool = False) -> Context:
     """Open the prompt `text` as the middleware does; by its ids alone, its text is not known to the tree."""
     ids = array("i", encode(text))
-    prefix = tree.match_ids(ids, None) if by_ids else tree.match_text(text, None, decode)
+    prefix = tree.match_ids(ids, None) if by_ids else matched(tree, text)
     rest = ids[len(prefix.tokens) :] if by_ids else encode(text[prefix.matched_chars :])
     context = tree.open_context(prefix, rest, None if by_ids else text, is_canonical=not by_ids)
     tree.release(prefix)
@@ -240,7 +247,7 @@ def test_context_by_ids_whose_text_is_unknown_does_not_hide_a_reply_from_texts()
     turn = "hello world" + "x" * 40
     record(tree, opened(tree, turn, by_ids=True), "by ids", None)
     record(tree, opened(tree, turn), "by text", "z")
-    prefix = tree.match_text(turn + "?", None, decode)
+    prefix = matched(tree, turn + "?")
     assert prefix.segment is reply
     assert prefix.matched_chars == len("hello world")
 
@@ -270,7 +277,7 @@ def test_branch_inside_a_reply_is_found_past_a_context_of_unknown_text() -> None
     turn = "hello" + "a" + "x" * 40
     record(tree, opened(tree, turn, by_ids=True), "by ids", None)
     record(tree, opened(tree, turn), "by text", "z")
-    prefix = tree.match_text(turn + "?", None, decode)
+    prefix = matched(tree, turn + "?")
     assert (prefix.segment, prefix.matched_chars) == (reply, len("helloa"))
 
 

@@ -1,5 +1,6 @@
 """Small tokenizers, trained on the spot: byte-level BPE with chat specials, and BPE with byte fallback."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def byte_fallback() -> tokenizers.Tokenizer:
         ]
     )
     trained.train_from_iterator(["hello world the quick brown fox assistant user"] * 4, trainer)
+    # A trainer keeps a token only if it is special; a byte is not, or it would be left out of texts.
+    made = json.loads(trained.to_str())
+    made["added_tokens"] = [each for each in made["added_tokens"] if not each["content"].startswith("<0x")]
+    trained = tokenizers.Tokenizer.from_str(json.dumps(made))
     trained.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return trained
 
