@@ -25,7 +25,6 @@ def generation(tokens: int) -> dict[str, object]:
         "meta_info": {
             "id": "0123456789abcdef0123456789abcdef",
             "finish_reason": {"type": "length", "length": tokens},
-            "prompt_tokens": 12,
             "weight_version": "default",
             "num_retractions": 0,
             "input_token_logprobs": [],

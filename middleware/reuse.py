@@ -47,7 +47,6 @@ async def text_before(tree: TokenTree, prefix: Prefix, decode: Decode) -> str | 
     if not generation.cuts_token and count == len(generation.tokens) - generation.trimmed_tokens:
         return visible
     show = partial(decode, generation.tokens[:count], skips_special_tokens=generation.skips_special_tokens)
-    before = spelled.encode()[: generation.text_start].decode() + await in_thread_if(
-        count > INLINE_TOKENS, show
-    )
+    shown = await in_thread_if(count > INLINE_TOKENS, show)
+    before = spelled.encode()[: generation.text_start].decode() + shown
     return before if spelled.startswith(before) else None
