@@ -11,11 +11,12 @@ if __name__ != "espalier.rollout":
 from .config import RolloutConfig
 from .data_source import DataSource, RolloutDataSource
 from .generate import generate, generate_and_rm, generate_and_rm_group
-from .loop import abort, generate_rollout, generate_rollout_async
+from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import generate_functions, rollout_functions
 from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
 from .state import GenerateState, RolloutState, rollout_state
+from .stopping import abort
 
 __all__ = [
     "DataSource",

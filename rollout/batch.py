@@ -20,7 +20,7 @@ class Verdict:
     by_filter: bool = False
     """the dynamic filter dropped it; else its samples could not be had"""
     problem: str | None = None
-    """what went wrong, in words"""
+    """what went wrong, in words; None where the filter dropped it"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +93,10 @@ class Batch:
             self._decide(following)
             counted.append(following)
         return counted
+
+    def forgive(self) -> None:
+        """Forget how many groups were bad in a row: it was not their fault."""
+        self.dropped_in_a_row = 0
 
     def close(self) -> None:
         """Count the groups that are done and not in the batch."""

@@ -1,23 +1,26 @@
 """The `espalier rollout` command: check everything, run the steps, save each one, say where it is."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from rich.console import Console
 
-from ..errors import ConfigError, EspalierError, HttpError, PluginError, RolloutError
+from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
 from .data_source import RolloutDataSource
 from .display import StepDisplay, step_table
 from .loop import generate_rollout
-from .metrics import Metrics, sample_metrics
+from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
 from .outputs import RolloutFnTrainOutput
 from .plugins import Plugins, RolloutFn
+from .problems import Unsavable
 from .progress import observing
-from .rewards import rewards
+from .records import encode_group
+from .rewards import chosen_reward, label_check_of, rewards
 from .sample import Sample
+from .signals import ending_as_ctrl_c
 from .tokenizer import load_tokenizer
 from .writer import RunWriter
 
@@ -25,25 +28,29 @@ EXIT_FAILED: Final = 1
 """The run ended before its last step; what was done by then is saved."""
 
 EXIT_INTERRUPTED: Final = 130
-"""Ended by Ctrl-C, as shells report it; what was done by then is saved."""
+"""Ended by Ctrl-C or a signal that means the same, as shells report it; what was done by then is saved."""
 
 
 def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     """Run `num_rollout` steps and save samples and metrics; return the exit status.
 
-    A step that fails or is interrupted is saved as far as it got.
+    A step that fails or is interrupted, by Ctrl-C, SIGTERM or SIGHUP, is saved as far as it got.
 
     Raises: ConfigError, before any work, where dataset, plug-ins, router or output folder are not as the
     settings say.
     """
     console = console or Console()
-    data_source = RolloutDataSource(config)
-    rollout = _checked_plugins(config, data_source)
-    asyncio.run(_check_router(config))
-    with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
-        status = _run_steps(config, rollout, data_source, writer, console)
-        console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
-        console.print(f"metrics: {writer.metrics_path}", highlight=False, soft_wrap=True)
+    with ending_as_ctrl_c():
+        data_source = RolloutDataSource(config)
+        rollout = _checked_plugins(config, data_source)
+        asyncio.run(_check_router(config))
+        with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
+            status = _run_steps(config, rollout, data_source, writer, console)
+            if writer.is_published:
+                console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
+                console.print(f"metrics: {writer.metrics_path}", highlight=False, soft_wrap=True)
+            else:
+                console.print("nothing was saved", highlight=False)
     return status
 
 
@@ -60,45 +67,99 @@ def _run_steps(
         try:
             with display, observing(display):
                 output = _train_output(rollout(config, rollout_id, data_source, evaluation=False))
-        except (Exception, KeyboardInterrupt) as error:
-            _save(config, writer, rollout_id, display.kept, {"rollout/groups_kept": float(len(display.kept))})
-            saved = f"{title} ended early; {len(display.kept)} of its groups are saved"
+            metrics = _save(config, writer, rollout_id, output, display)
+        except BaseException as error:
+            saved = _saved_early(config, writer, rollout_id, display)
+            ended = f"{title} ended early; {saved} of its groups are saved"
             if isinstance(error, KeyboardInterrupt):
-                console.print(f"interrupted: {saved}", highlight=False)
+                console.print(f"interrupted: {ended}", highlight=False)
                 return EXIT_INTERRUPTED
+            console.print(f"[bold red]error:[/] {ended}", highlight=False)
             if isinstance(error, EspalierError) and not isinstance(error, ConfigError):
-                console.print(f"[bold red]error:[/] {saved}", highlight=False)
                 console.print(str(error), markup=False, highlight=False, soft_wrap=True)
                 return EXIT_FAILED
             raise
-        metrics = _save(config, writer, rollout_id, output.samples, output.metrics or {})
         console.print(step_table(title, metrics))
     return 0
+
+
+def _saved_early(config: RolloutConfig, writer: RunWriter, rollout_id: int, display: StepDisplay) -> int:
+    """Save what a step had when it ended early; return how many groups that is."""
+    if not display.kept:
+        return 0
+    output = RolloutFnTrainOutput(display.kept, {GROUPS_KEPT: len(display.kept)})
+    try:
+        metrics = _save(config, writer, rollout_id, output, display)
+    except EspalierError as error:
+        display.on_notice(str(error))
+        return 0
+    return int(metrics[GROUPS_KEPT] or 0)
 
 
 def _save(
     config: RolloutConfig,
     writer: RunWriter,
     rollout_id: int,
-    groups: Sequence[Sequence[Sample]],
-    metrics: Metrics,
+    output: RolloutFnTrainOutput,
+    display: StepDisplay,
 ) -> Metrics:
-    ordered = sorted(groups, key=lambda group: group[0].index or 0 if group else 0)
-    metrics = metrics | sample_metrics(config, ordered, metrics.get("perf/rollout_time"))
-    writer.write(rollout_id, ordered, metrics)
+    """Write a step and return its metrics; groups that cannot be written are dropped, and told."""
+    lines: list[bytes] = []
+    saved: list[list[Sample]] = []
+    for group in sorted(output.samples, key=lambda group: group[0].index or 0 if group else 0):
+        try:
+            lines.append(encode_group(group, rollout_id))
+        except Unsavable as error:
+            display.on_group_dropped(group, error.code, str(error))
+        else:
+            saved.append(group)
+    metrics = _numbers(output.metrics or {}, display) | sample_metrics(config, saved)
+    unsavable = len(output.samples) - len(saved)
+    if unsavable:
+        metrics |= {
+            f"{FAILED_PREFIX}{Unsavable.code}": float(unsavable),
+            GROUPS_KEPT: float(len(saved)),
+            GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
+        }
+    writer.write(rollout_id, b"".join(lines), metrics)
     return metrics
+
+
+def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:
+    """Return the metrics as numbers; what a rollout function gives that is none is left out, and told."""
+    numbers: Metrics = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = None if value is None else float(value)  # type: ignore[arg-type]  # a plug-in's
+        except (TypeError, ValueError, OverflowError):
+            display.on_notice(f"the metric {name!r} is left out: it is a {type(value).__name__}")
+    return numbers
 
 
 def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> RolloutFn:
     plugins = Plugins.resolve(config)
-    named_by_data = data_source.reward_names()
-    for name in named_by_data:
+    for name in data_source.reward_names():
         rewards.resolve(name)
-    if config.custom_rm_path is None and config.rm_type is None and not named_by_data:
+    if config.custom_rm_path is None and config.rm_type is None and not data_source.reward_names():
         raise ConfigError(f"no reward is chosen: give --rm-type, one of {', '.join(rewards.names())}")
+    if plugins.generate is None and plugins.rollout is None:  # else these may bring labels of their own
+        _check_labels(config, data_source)
     if config.hf_checkpoint is not None:
         load_tokenizer(config.hf_checkpoint)
     return plugins.rollout or generate_rollout
+
+
+def _check_labels(config: RolloutConfig, data_source: RolloutDataSource) -> None:
+    if config.group_rm:
+        return
+    for problem in data_source.problems:
+        name = chosen_reward(config, problem.metadata)
+        check = label_check_of(rewards.resolve(name)) if name is not None else None
+        complaint = check(problem.label) if check is not None else None
+        if complaint is not None:
+            raise DataError(
+                f"{config.prompt_data}, line {problem.line}: {complaint} ({config.label_key!r} is its key)"
+            )
 
 
 async def _check_router(config: RolloutConfig) -> None:

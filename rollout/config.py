@@ -116,7 +116,14 @@ class RolloutConfig:
     """seconds a sample's request may take, retries included"""
 
     reward_timeout_s: float = 60.0
-    """seconds a reward may take"""
+    """seconds a reward may take, from when it starts"""
+
+    router_patience_s: float = 60.0
+    """seconds to wait for a router that is gone or has no worker, before the run ends"""
+
+    abort_all: bool = False
+    """when a batch is complete, end everything on every worker with one call, whoever sent it: for fleets
+    that this rollout has to itself; else its own requests are ended one by one"""
 
     def __post_init__(self) -> None:
         """Check what a single field's type cannot."""
@@ -130,7 +137,7 @@ class RolloutConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("request_timeout_s", "reward_timeout_s"):
+        for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")

@@ -30,6 +30,9 @@ class DataSource(Protocol):
 class Problem:
     """One line of a dataset."""
 
+    line: int
+    """where in the file, from 1"""
+
     prompt: str
     label: Any
     metadata: dict[str, Any]
@@ -48,7 +51,7 @@ class RolloutDataSource:
 
         Raises: DataError naming file, line and reason.
         """
-        self._problems = load_problems(
+        self.problems = load_problems(
             args.prompt_data,
             input_key=args.input_key,
             label_key=args.label_key,
@@ -65,11 +68,11 @@ class RolloutDataSource:
 
     def __len__(self) -> int:
         """Return the number of prompts."""
-        return len(self._problems)
+        return len(self.problems)
 
     def reward_names(self) -> list[str]:
         """Return the rewards that the prompts' metadata name as `rm_type`, sorted."""
-        named = (problem.metadata.get("rm_type") for problem in self._problems)
+        named = (problem.metadata.get("rm_type") for problem in self.problems)
         return sorted({name for name in named if isinstance(name, str)})
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
@@ -77,11 +80,11 @@ class RolloutDataSource:
         return [self._next_group() for _ in range(num_samples)]
 
     def _next_group(self) -> list[Sample]:
-        if self.sample_offset == len(self._problems):
+        if self.sample_offset == len(self.problems):
             self.epoch_id += 1
             self.sample_offset = 0
             self._order = self._order_of(self.epoch_id)
-        problem = self._problems[self._order[self.sample_offset]]
+        problem = self.problems[self._order[self.sample_offset]]
         group = [
             Sample(
                 group_index=self.sample_group_index,
@@ -98,7 +101,7 @@ class RolloutDataSource:
         return group
 
     def _order_of(self, epoch_id: int) -> list[int]:
-        order = list(range(len(self._problems)))
+        order = list(range(len(self.problems)))
         if self._is_shuffled:
             random.Random(f"{self._seed}/{epoch_id}").shuffle(order)
         return order
@@ -110,7 +113,7 @@ def load_problems(path: Path, *, input_key: str, label_key: str, metadata_key: s
     Raises: DataError naming file, line and reason; also for a file without any problem.
     """
     problems = [
-        _problem(line, f"{path}, line {number}", input_key, label_key, metadata_key)
+        _problem(line, number, path, input_key=input_key, label_key=label_key, metadata_key=metadata_key)
         for number, line in _numbered_lines(path)
     ]
     if not problems:
@@ -128,7 +131,10 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: {error.strerror or error}") from None
 
 
-def _problem(line: bytes, where: str, input_key: str, label_key: str, metadata_key: str) -> Problem:
+def _problem(
+    line: bytes, number: int, path: Path, *, input_key: str, label_key: str, metadata_key: str
+) -> Problem:
+    where = f"{path}, line {number}"
     try:
         values = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -142,4 +148,4 @@ def _problem(line: bytes, where: str, input_key: str, label_key: str, metadata_k
         raise DataError(f"{where}: {input_key!r} must be a text that is not empty")
     if not isinstance(metadata, dict):
         raise DataError(f"{where}: {metadata_key!r} must be a JSON object")
-    return Problem(prompt=prompt, label=values.get(label_key), metadata=metadata)
+    return Problem(line=number, prompt=prompt, label=values.get(label_key), metadata=metadata)

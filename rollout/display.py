@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .metrics import Metrics, drops_by_reason
+from .metrics import GROUPS_KEPT, Metrics, drops_by_reason
 from .progress import RolloutObserver
 from .sample import Sample
 
@@ -17,7 +18,9 @@ from .sample import Sample
 class StepDisplay:
     """Shows one step's progress and remembers its groups, so that they can be saved whatever happens.
 
-    On a terminal it is a bar; elsewhere a line for each quarter of the batch.
+    On a terminal it is a bar; elsewhere a line for each quarter of the batch, and for dropped groups when
+    there are a quarter as many, and each time that their number has doubled. What went wrong is told on
+    both, the first time that it does.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class StepDisplay:
         self._began_s = clock()
         self._tokens = 0
         self._quarters = 0
+        self._next_dropped = max(1, target // 4)
+        self._told: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -59,14 +64,21 @@ class StepDisplay:
         self.kept.append(samples)
         self._show()
 
-    def on_group_dropped(self, samples: list[Sample], reason: str) -> None:  # noqa: ARG002
+    def on_group_dropped(self, samples: list[Sample], reason: str, problem: str | None) -> None:  # noqa: ARG002
         """Count a group that is not in the batch."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if problem is not None and reason not in self._told:
+            self._told.add(reason)
+            self.on_notice(f"a group is dropped ({reason}): {problem}")
         self._show()
 
     def on_tokens(self, count: int) -> None:
         """Count sampled tokens."""
         self._tokens += count
+
+    def on_notice(self, text: str) -> None:
+        """Show a sentence above the bar."""
+        self._console.print(f"{self._title}: {escape(text)}", highlight=False, soft_wrap=True)
 
     def _counts(self) -> str:
         dropped = sum(self.dropped.values())
@@ -77,8 +89,12 @@ class StepDisplay:
     def _show(self) -> None:
         self._progress.update(self._task, completed=len(self.kept), counts=self._counts())
         quarters = 4 * len(self.kept) // self._target
-        if not self._console.is_terminal and quarters > self._quarters:
+        dropped = sum(self.dropped.values())
+        is_due = quarters > self._quarters or dropped >= self._next_dropped
+        if not self._console.is_terminal and is_due:
             self._quarters = quarters
+            while self._next_dropped <= dropped:
+                self._next_dropped *= 2
             self._console.print(
                 f"{self._title}: {len(self.kept)}/{self._target} groups kept, {self._counts()}",
                 highlight=False,
@@ -94,7 +110,7 @@ def step_table(title: str, metrics: Metrics) -> Table:
     table.add_column(style="bold")
     table.add_column(justify="right")
     rows = {
-        "groups kept": _number(metrics.get("rollout/groups_kept"), ".0f"),
+        "groups kept": _number(metrics.get(GROUPS_KEPT), ".0f"),
         "groups dropped": by_reason or "0",
         "mean reward": _number(metrics.get("rollout/reward/mean"), ".3f"),
         "response length, mean": _number(metrics.get("rollout/response_len/mean"), ".1f", " tokens"),

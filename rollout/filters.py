@@ -35,8 +35,9 @@ def check_reward_nonzero_std(
 ) -> DynamicFilterOutput:
     """Keep groups whose rewards differ: in the others no sample is better than its siblings.
 
-    The verdict is `torch.tensor(rewards).std() > 1e-6` (unbiased, of float32), without torch. A group that
-    a generate function fanned out is flattened. A single sample has no spread to measure: it is dropped
+    The verdict is `torch.tensor(rewards).std() > 1e-6` (unbiased, of float32), without torch and its
+    rounding, which finds a spread of 0.04 in three rewards of 349526.1875. A group that a generate function
+    fanned out is flattened. A single sample has no spread to measure: it is dropped
     with a reason of its own, so that the error which ends the rollout can tell.
     """
     rewards = [float32(sample.get_reward_value(args)) for sample in flattened(samples)]

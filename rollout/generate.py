@@ -15,7 +15,14 @@ from .client import RouterClient
 from .config import RolloutConfig
 from .filters import flattened
 from .plugins import GenerateFn
-from .replies import reason_of
+from .problems import (
+    BadReply,
+    PluginCancelled,
+    RouterUnavailable,
+    TokensDiffer,
+    code_of,
+    reason_of,
+)
 from .rewards import async_rm, batched_async_rm
 from .sample import Sample, Status
 from .seeds import stable_seed
@@ -32,8 +39,9 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
     text is, and the router's radix tree tells which tokens the worker read; they must end with those that
     it sampled. Without any budget left the sample is truncated and nothing is sent.
 
-    Raises: RolloutError where the sample is finished already or the reply does not hold what it must;
-    UpstreamError where the router fails. The sample is then unchanged.
+    Raises: RolloutError where the sample is finished already; BadReply and TokensDiffer, which are
+    RolloutErrors too, where the reply does not hold what it must; UpstreamError where the router fails;
+    RouterUnavailable where it stays away. The sample is then unchanged.
     """
     if sample.status not in _UNFINISHED:
         raise RolloutError(f"sample {sample.index} is {sample.status} already")
@@ -52,7 +60,9 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
         with state.running_request() as rid:
             reply = await state.client.generate(payload | {"rid": rid}, headers)
             tokens, log_probs = sampled(reply)
-            if tokens and not known:
+            if known:
+                _check_prompt_length(reply, known)
+            elif tokens:
                 known = await _recorded_prompt(state.client, prompt, reply, rid)
     _append(sample, known, reply, tokens, log_probs)
     return sample
@@ -61,19 +71,20 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
 def sampled(reply: GenerateReply) -> tuple[list[int], list[float]]:
     """Return the token ids that `reply` sampled and their log-probabilities, in nats.
 
-    Raises: RolloutError where it does not tell both for every token, or has not ended.
+    Raises: BadReply where it does not tell both for every token, or has not ended; TokensDiffer where it
+    names other tokens in `output_ids`.
     """
     entries = reply.meta_info.output_token_logprobs
     if entries is None:
-        raise RolloutError("the worker's reply has no log-probabilities, though they were asked for")
+        raise BadReply("the worker's reply has no log-probabilities, though they were asked for")
     if reply.meta_info.finish_reason is None:
-        raise RolloutError("the worker's reply does not tell why it ended")
+        raise BadReply("the worker's reply does not tell why it ended")
     tokens = [token for _, token, _ in entries]
     log_probs = [log_prob for log_prob, _, _ in entries if log_prob is not None]
     if len(log_probs) != len(tokens):
-        raise RolloutError("the worker's reply has a token whose log-probability is no number")
+        raise BadReply("the worker's reply has a token whose log-probability is no number")
     if reply.output_ids is not None and reply.output_ids != tokens:
-        raise RolloutError("the worker's reply has log-probabilities of other tokens than its output_ids")
+        raise TokensDiffer("the worker's reply has log-probabilities of other tokens than its output_ids")
     return tokens, log_probs
 
 
@@ -89,7 +100,8 @@ async def generate_and_rm(
     generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
     go on. With `group_rm` the reward is left to the group.
 
-    Raises: ConfigError where a plug-in is at fault; whatever a plug-in raises that is not Espalier's own.
+    Raises: ConfigError where a plug-in is at fault; RouterUnavailable, of which no sample is guilty;
+    whatever a plug-in raises that is not Espalier's own.
     """
     async with rollout_state(args) as state:
         samples: list[Sample] = [sample]
@@ -105,8 +117,10 @@ async def generate_and_rm(
                 samples, fanned_out = (result, True) if isinstance(result, list) else ([result], False)
             if not args.group_rm and not state.aborted:
                 await asyncio.gather(*(_give_reward(args, item) for item in samples))
+        except RouterUnavailable:
+            raise
         except (RolloutError, HttpError) as error:
-            sample.fail(reason_of(error))
+            sample.fail(reason_of(error), code_of(error))
             return sample
     return samples if fanned_out else samples[0]
 
@@ -121,8 +135,21 @@ async def generate_and_rm_group(
 
     With `rollout_deterministic` each sample gets a seed of its own, from `rollout_seed` and its index.
 
-    Raises: as `generate_and_rm`, after every sample of the group has ended.
+    Raises: as `generate_and_rm`, after every sample of the group has ended; PluginCancelled where a plug-in
+    raises CancelledError though the group goes on, which would else look like the end of the rollout.
     """
+    try:
+        return await _generated_group(args, group, sampling_params, evaluation=evaluation)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise PluginCancelled("a generate function or a reward raised CancelledError") from error
+
+
+async def _generated_group(
+    args: RolloutConfig, group: list[Sample], sampling_params: Mapping[str, Any], *, evaluation: bool
+) -> list[Sample | list[Sample]]:
     async with rollout_state(args) as state:
         results = await asyncio.gather(
             *(
@@ -183,7 +210,7 @@ async def _give_group_reward(args: RolloutConfig, samples: list[Sample]) -> None
             sample.reward = reward
     except (RolloutError, HttpError) as error:
         for sample in samples:
-            sample.fail(reason_of(error))
+            sample.fail(reason_of(error), code_of(error))
 
 
 def _prompt_of(state: RolloutState, sample: Sample) -> tuple[str, list[int]]:
@@ -197,34 +224,41 @@ def _prompt_of(state: RolloutState, sample: Sample) -> tuple[str, list[int]]:
     return sample.prompt, state.tokenizer.encode(sample.prompt) if state.tokenizer is not None else []
 
 
+def _check_prompt_length(reply: GenerateReply, sent: list[int]) -> None:
+    """Check that the worker read all that was sent: SGLang can be told to cut long prompts silently."""
+    read = reply.meta_info.prompt_tokens
+    if read is not None and read != len(sent):
+        raise TokensDiffer(f"the worker read {read} prompt tokens, though {len(sent)} were sent")
+
+
 async def _recorded_prompt(client: RouterClient, prompt: str, reply: GenerateReply, rid: str) -> list[int]:
     """Return the prompt's tokens as the router recorded them, once they are seen to lead to the reply."""
     if reply.text is None:
-        raise RolloutError("the worker has no tokenizer: give --hf-checkpoint, so that token ids are sent")
+        raise BadReply("the worker has no tokenizer: give --hf-checkpoint, so that token ids are sent")
     tokens, log_probs = sampled(reply)
     recorded = await client.retrieve_from_text(prompt + reply.text, rid)
     size = len(recorded.tokens)
     if len(recorded.loss_mask) != size or len(recorded.rollout_logp) != size:
-        raise RolloutError(f"TokenMismatch: the router's lists for request {rid} differ in length")
+        raise TokensDiffer(f"the router's lists for request {rid} differ in length")
     start = size - len(tokens)
     _check_tail("tokens", recorded.tokens[max(start, 0) :], tokens, rid)
     _check_tail("log-probabilities", recorded.rollout_logp[start:], log_probs, rid)
     _check_tail("loss mask", recorded.loss_mask[start:], [1] * len(tokens), rid)
     if start == 0:
-        raise RolloutError(f"TokenMismatch: the router recorded no prompt for request {rid}")
+        raise TokensDiffer(f"the router recorded no prompt for request {rid}")
     return recorded.tokens[:start]
 
 
 def _check_tail(what: str, recorded: Sequence[float], replied: Sequence[float], rid: str) -> None:
     if len(recorded) != len(replied):
-        raise RolloutError(
-            f"TokenMismatch: the router recorded {len(recorded)} tokens for request {rid}, "
+        raise TokensDiffer(
+            f"the router recorded {len(recorded)} tokens for request {rid}, "
             f"fewer than the {len(replied)} that were sampled"
         )
     for position, (ours, theirs) in enumerate(zip(recorded, replied, strict=True)):
         if ours != theirs:
-            raise RolloutError(
-                f"TokenMismatch: the router recorded other {what} than the worker replied for request {rid}: "
+            raise TokensDiffer(
+                f"the router recorded other {what} than the worker replied for request {rid}: "
                 f"{ours} and {theirs} at response token {position}"
             )
 
@@ -240,4 +274,4 @@ def _append(
         )
     except ValueError as error:
         sample.tokens = before
-        raise RolloutError(f"the worker's reply does not fit the sample: {error}") from None
+        raise BadReply(f"the worker's reply does not fit the sample: {error}") from None

@@ -1,12 +1,11 @@
 """The loop of a rollout: submit groups, keep the good ones, replace the others, stop what is left.
 
 Source: the loop of slime's `generate_rollout`. Unlike there, a group that raises or holds a failed sample is
-counted and dropped, a filter that drops everything ends in an error, control calls have connections of
-their own, and nothing waits without a limit when the batch is complete.
+counted and dropped, a filter that drops everything ends in an error, a router without workers is waited
+for instead of losing group after group to it, and nothing waits without a limit when the batch is complete.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,21 +17,17 @@ from .config import RolloutConfig
 from .data_source import DataSource
 from .filters import MetricGatherer, call_dynamic_filter, flattened
 from .generate import generate_and_rm_group
-from .metrics import FAILED_PREFIX, Metrics
+from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
 from .outputs import RolloutFnTrainOutput
+from .problems import RouterUnavailable, code_of, reason_of
 from .progress import RolloutObserver, current_observer
-from .replies import TreeStats, reason_of
+from .replies import TreeStats
 from .sample import Sample, Status
 from .state import GroupTask, RolloutState, rollout_state
-
-ABORT_GRACE_S: Final = 3.0
-"""Time for aborted requests to come back with what they have."""
-
-ABORT_INTERVAL_S: Final = 0.5
-"""Time between aborts: one that overtakes its request finds nothing to stop, and is sent again."""
+from .stopping import abort
 
 _UNUSABLE: Final = {Status.FAILED: "failed", Status.ABORTED: "aborted", Status.PENDING: "unfinished"}
-"""Why a group with such a sample is dropped: it has no reward to compare."""
+"""Why a group with such a sample is dropped: it has no reward to compare. A failed one may know better."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +56,8 @@ async def generate_rollout_async(
     Returns the batch of `rollout_batch_size` groups, sorted by index, with its metrics, and the groups that
     were cut off when it was complete.
 
-    Raises: RolloutError after `max_dropped_groups` dropped groups in a row; ConfigError where a plug-in is
-    at fault.
+    Raises: RolloutError after `max_dropped_groups` dropped groups in a row; RouterUnavailable where there was
+    no router or no worker for `router_patience_s`; ConfigError where a plug-in is at fault.
     """
     async with rollout_state(args) as state:
         state.aborted = False
@@ -71,60 +66,31 @@ async def generate_rollout_async(
         gatherer = MetricGatherer()
         tree_before = await _tree_stats(state)
         began_s = time.monotonic()
+        sampled_tokens = 0
         cut_off: list[list[Sample]] = []
         try:
             while not batch.is_complete:
                 _submit(state, batch, data_source)
-                await _settle_next(state, batch, gatherer, observer)
+                sampled_tokens += await _settle_next(state, batch, gatherer, observer)
                 _check_progress(batch, args.max_dropped_groups)
+            full_s = time.monotonic() - began_s
         finally:
             cut_off = await abort(args, rollout_id)
             batch.close()
         metrics: Metrics = {
             **gatherer.collect(),
             **{f"{FAILED_PREFIX}{reason}": float(count) for reason, count in batch.failed.items() if count},
-            "rollout/groups_kept": float(len(batch.kept)),
-            "rollout/groups_dropped": float(batch.dropped.total()),
+            GROUPS_KEPT: float(len(batch.kept)),
+            GROUPS_DROPPED: float(batch.dropped.total()),
             "rollout/groups_surplus": float(batch.surplus),
             "rollout/groups_cut_off": float(len(cut_off)),
             "rollout/tree_hit_rate": _hit_rate(tree_before, await _tree_stats(state)),
             "perf/rollout_time": time.monotonic() - began_s,
+            "perf/abort_time": time.monotonic() - began_s - full_s,
+            "perf/tokens_per_sec": sampled_tokens / full_s if full_s > 0 else None,
         }
     groups = sorted(batch.kept, key=lambda group: group[0].index or 0)
     return RolloutFnTrainOutput(samples=groups, metrics=metrics), cut_off
-
-
-async def abort(args: RolloutConfig, rollout_id: int) -> list[list[Sample]]:
-    """Stop every group that is still running; return those groups, by index, with what they have.
-
-    Requests that reached a worker end through the router's `/abort_request`. What has not ended
-    `ABORT_GRACE_S` later is cancelled, and so is a reward that is still being thought about.
-    """
-    async with rollout_state(args) as state:
-        state.aborted = True
-        if state.pendings:
-            _log.debug("event=rollout_abort rollout_id=%d groups=%d", rollout_id, len(state.pendings))
-        running = dict(state.pendings)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ABORT_GRACE_S):
-                await _stop_requests(state, list(running))
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        state.pendings.clear()
-    return [group for _, group in sorted(running.values(), key=lambda pending: pending[0])]
-
-
-async def _stop_requests(state: RolloutState, tasks: list[GroupTask]) -> None:
-    """Abort what runs until nothing does, and give the groups one interval more to come to their end."""
-    is_last_round = False
-    while any(not task.done() for task in tasks) and not is_last_round:
-        rids = state.running_rids
-        is_last_round = not rids
-        for problem in await asyncio.gather(*map(state.client.abort, rids), return_exceptions=True):
-            if isinstance(problem, BaseException) and not isinstance(problem, HttpError | RolloutError):
-                raise problem
-        await asyncio.wait(tasks, timeout=ABORT_INTERVAL_S)
 
 
 def _submit(state: RolloutState, batch: Batch, data_source: Callable[[int], list[list[Sample]]]) -> None:
@@ -139,32 +105,48 @@ def _submit(state: RolloutState, batch: Batch, data_source: Callable[[int], list
 
 async def _settle_next(
     state: RolloutState, batch: Batch, gatherer: MetricGatherer, observer: RolloutObserver
-) -> None:
+) -> int:
+    """Wait for a group or more, and decide on them; return how many tokens were sampled for them.
+
+    Where one was lost, and not to the filter, nothing is submitted in its place before there is a worker.
+    """
+    sampled_tokens = 0
+    is_any_lost = False
     done, _ = await asyncio.wait(state.pendings, return_when=asyncio.FIRST_COMPLETED)
     for task in sorted(done, key=lambda task: state.pendings[task][0]):
         position, _ = state.pendings.pop(task)
         verdict = _verdict(state, task)
-        observer.on_tokens(sum(sample.response_length for sample in verdict.samples))
+        tokens = sum(sample.effective_response_length for sample in verdict.samples)
+        sampled_tokens += tokens
+        observer.on_tokens(tokens)
+        is_any_lost |= verdict.drop_reason is not None and not verdict.by_filter
         for counted in batch.settle(position, verdict):
             if counted.drop_reason is None:
                 observer.on_group_kept(counted.samples)
                 continue
-            observer.on_group_dropped(counted.samples, counted.drop_reason)
+            observer.on_group_dropped(counted.samples, counted.drop_reason, counted.problem)
             if counted.by_filter:
                 gatherer.on_dynamic_filter_drop(counted.drop_reason)
+    if is_any_lost and not batch.is_complete and await state.client.wait_for_workers():
+        batch.forgive()
+    return sampled_tokens
 
 
 def _verdict(state: RolloutState, task: GroupTask) -> Verdict:
     try:
         samples = flattened(task.result())
-    except ConfigError:
+    except (ConfigError, RouterUnavailable):
         raise
     except Exception as error:  # noqa: BLE001  one group's trouble is not the rollout's
-        return Verdict([], "raised", problem=reason_of(error))
+        return Verdict([], code_of(error), problem=reason_of(error))
     for status, reason in _UNUSABLE.items():
         found = next((sample for sample in samples if sample.status is status), None)
         if found is not None:
-            return Verdict(samples, reason, problem=found.metadata.get("error"))
+            return Verdict(
+                samples,
+                str(found.metadata.get("error_code", reason)) if status is Status.FAILED else reason,
+                problem=found.metadata.get("error"),
+            )
     try:
         output = call_dynamic_filter(state.plugins.dynamic_filter, state.args, samples)
     except ConfigError:

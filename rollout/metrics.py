@@ -9,6 +9,12 @@ from .sample import RewardKey, Sample, Status
 Metrics: TypeAlias = dict[str, float | None]
 """Metric name -> value; None where there is nothing to measure, never a stand-in number."""
 
+GROUPS_KEPT: Final = "rollout/groups_kept"
+"""Groups in the batch."""
+
+GROUPS_DROPPED: Final = "rollout/groups_dropped"
+"""Groups decided against, for whatever reason."""
+
 DROP_PREFIX: Final = "rollout/dynamic_filter/drop_"
 """Groups that the dynamic filter dropped, by reason."""
 
@@ -16,8 +22,8 @@ FAILED_PREFIX: Final = "rollout/failed_group/"
 """Groups that were dropped because their samples could not be had, by reason."""
 
 
-def sample_metrics(args: RewardKey, groups: Sequence[Sequence[Sample]], seconds: float | None) -> Metrics:
-    """Return lengths, truncation, reward and token rate of a batch that took `seconds`.
+def sample_metrics(args: RewardKey, groups: Sequence[Sequence[Sample]]) -> Metrics:
+    """Return lengths, truncation and reward of a batch.
 
     Lengths are in tokens that are trained on. Rewards are a sample's mean; samples without one are left out.
     """
@@ -32,7 +38,6 @@ def sample_metrics(args: RewardKey, groups: Sequence[Sequence[Sample]], seconds:
         "rollout/response_len/max": float(max(lengths)) if lengths else None,
         "rollout/response_len/min": float(min(lengths)) if lengths else None,
         "rollout/truncated_ratio": truncated / len(samples) if samples else None,
-        "perf/tokens_per_sec": sum(lengths) / seconds if seconds else None,
     }
 
 

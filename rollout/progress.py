@@ -1,11 +1,14 @@
 """What a running rollout tells about itself, to whoever listens."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Protocol
 
 from .sample import Sample
+
+_log = logging.getLogger(__name__)
 
 
 class RolloutObserver(Protocol):
@@ -15,29 +18,46 @@ class RolloutObserver(Protocol):
         """Hear that a group is in the batch."""
         ...
 
-    def on_group_dropped(self, samples: list[Sample], reason: str) -> None:
-        """Hear that a group is not, because of `reason`. `samples` is empty where it raised."""
+    def on_group_dropped(self, samples: list[Sample], reason: str, problem: str | None) -> None:
+        """Hear that a group is not, because of `reason`. `samples` is empty where it raised.
+
+        `problem` tells in words what went wrong; None where the dynamic filter rejected it.
+        """
         ...
 
     def on_tokens(self, count: int) -> None:
         """Hear that so many more response tokens were sampled."""
         ...
 
+    def on_notice(self, text: str) -> None:
+        """Hear a sentence that a person should read now."""
+        ...
 
-class SilentObserver:
-    """Listens to nothing."""
+
+class LoggingObserver:
+    """Writes what goes wrong to the log, each kind of it once, and is silent otherwise."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
 
     def on_group_kept(self, samples: list[Sample]) -> None:
         """Do nothing."""
 
-    def on_group_dropped(self, samples: list[Sample], reason: str) -> None:
-        """Do nothing."""
+    def on_group_dropped(self, samples: list[Sample], reason: str, problem: str | None) -> None:  # noqa: ARG002
+        """Log the first problem of each reason."""
+        if problem is not None and reason not in self._logged:
+            self._logged.add(reason)
+            _log.warning("event=group_dropped reason=%s problem=%r", reason, problem)
 
     def on_tokens(self, count: int) -> None:
         """Do nothing."""
 
+    def on_notice(self, text: str) -> None:
+        """Log it."""
+        _log.warning("event=rollout_notice text=%r", text)
 
-_observer: ContextVar[RolloutObserver] = ContextVar("espalier_rollout_observer", default=SilentObserver())  # noqa: B039  it has no state
+
+_observer: ContextVar[RolloutObserver | None] = ContextVar("espalier_rollout_observer", default=None)
 
 
 @contextlib.contextmanager
@@ -51,8 +71,8 @@ def observing(observer: RolloutObserver) -> Iterator[None]:
 
 
 def current_observer() -> RolloutObserver:
-    """Return the observer of the block that this runs in."""
-    return _observer.get()
+    """Return the observer of the block that this runs in; outside of any, a new one that logs."""
+    return _observer.get() or LoggingObserver()
 
 
-_: type[RolloutObserver] = SilentObserver
+_: type[RolloutObserver] = LoggingObserver

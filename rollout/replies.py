@@ -4,7 +4,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import HttpError, RolloutError, UpstreamError
+from ..errors import NoWorkerAvailable, UpstreamError
+from .problems import Refused
 
 MAX_ERROR_CHARS: Final = 500
 """How much of a refusal is repeated: enough for its reason, not for a page of HTML."""
@@ -39,13 +40,18 @@ decode_recorded_text = msgspec.json.Decoder(RecordedText).decode
 decode_tree_stats = msgspec.json.Decoder(TreeStats).decode
 
 
-def refusal(request: str, status: int, body: bytes) -> RolloutError | UpstreamError:
+def refusal(request: str, status: int, body: bytes) -> Refused | UpstreamError:
     """Return the error for a reply that is no success: ours to mend below 500, the router's above.
 
     `request` is the method and URL, for the message.
     """
     message = f"{request} answered {status}: {error_text(body)}"
-    return RolloutError(message) if status < 500 else UpstreamError(message)
+    return Refused(message, status=status) if status < 500 else UpstreamError(message)
+
+
+def has_no_worker(status: int, body: bytes) -> bool:
+    """Tell whether a reply says that the router has nobody to send the call to."""
+    return status == NoWorkerAvailable.status and NoWorkerAvailable.code.encode() in body
 
 
 def error_text(body: bytes) -> str:
@@ -59,10 +65,3 @@ def error_text(body: bytes) -> str:
             found = found[key]
     text = found if isinstance(found, str) else msgspec.json.encode(found).decode()
     return " ".join(text.split())[:MAX_ERROR_CHARS] or "no reason given"
-
-
-def reason_of(error: Exception) -> str:
-    """Return the words to record on a sample for `error`."""
-    if isinstance(error, HttpError | RolloutError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"

@@ -204,11 +204,15 @@ class Sample:
         self.spec_info.add(meta)
         self.prefix_cache_info.add(meta)
 
-    def fail(self, reason: str) -> None:
-        """Mark the sample as failed, without a reward; `reason` goes to `metadata["error"]`."""
+    def fail(self, reason: str, code: str = "failed") -> None:
+        """Mark the sample as failed, without a reward.
+
+        `reason` goes to `metadata["error"]`, and the name under which it is counted to
+        `metadata["error_code"]`.
+        """
         self.status = Status.FAILED
         self.reward = None
-        self.metadata = {**self.metadata, "error": reason}
+        self.metadata = {**self.metadata, "error": reason, "error_code": code}
 
     def get_reward_value(self, args: RewardKey) -> float:
         """Return the reward as a number: the entry `args.reward_key` of a dict, or the reward itself.

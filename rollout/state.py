@@ -13,7 +13,9 @@ from uuid import uuid4
 
 from .client import RouterClient
 from .config import RolloutConfig
+from .outage import Outages
 from .plugins import Plugins
+from .progress import current_observer
 from .sample import Sample
 from .tokenizer import PromptTokenizer, load_tokenizer
 
@@ -81,6 +83,7 @@ async def rollout_state(args: RolloutConfig) -> AsyncIterator[RolloutState]:
         args.router_url,
         max_connections=args.sglang_server_concurrency,
         request_timeout_s=args.request_timeout_s,
+        outages=Outages(patience_s=args.router_patience_s, tell=current_observer().on_notice),
     ) as client:
         state = RolloutState(args, client)
         token = _current.set(state)

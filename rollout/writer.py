@@ -1,63 +1,19 @@
-"""What a run leaves on disk: `samples.jsonl`, one sample a line, and `metrics.jsonl`, one step a line."""
+"""What a run leaves on disk: `samples.jsonl`, one sample a line, and `metrics.jsonl`, one step a line.
+
+Invariant: the samples of a step are there if and only if its line of metrics is, and the results of an
+earlier run are there until this one has some. The files begin as `*.partial` and take their names with the
+first step; a step that cannot be written whole is taken back.
+"""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 
-from ..errors import ConfigError
-from ..sglang import WeightSpan
+from ..errors import ConfigError, EspalierError
 from .metrics import Metrics
-from .rewards import RewardValue
-from .sample import Sample
-
-
-class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of `samples.jsonl`: what training needs, and nothing that differs from run to run.
-
-    `tokens` are the prompt's and the response's; `loss_mask` and `rollout_log_probs` (nats) have one entry
-    for each of the last `response_length` of them, and `weight_spans` count from the response's start.
-    """
-
-    rollout_id: int
-    group_index: int | None
-    index: int | None
-    prompt: str | list[dict[str, object]]
-    response: str
-    label: object
-    reward: RewardValue | None
-    status: str
-    tokens: list[int]
-    response_length: int
-    loss_mask: list[int] | None
-    rollout_log_probs: list[float] | None
-    weight_versions: list[str]
-    weight_spans: list[WeightSpan]
-    metadata: dict[str, object]
-
-    @classmethod
-    def of(cls, sample: Sample, rollout_id: int) -> Self:
-        """Return the record of `sample`."""
-        return cls(
-            rollout_id=rollout_id,
-            group_index=sample.group_index,
-            index=sample.index,
-            prompt=sample.prompt,
-            response=sample.response,
-            label=sample.label,
-            reward=sample.reward,
-            status=sample.status.value,
-            tokens=sample.tokens,
-            response_length=sample.response_length,
-            loss_mask=sample.loss_mask,
-            rollout_log_probs=sample.rollout_log_probs,
-            weight_versions=sample.weight_versions,
-            weight_spans=sample.weight_spans,
-            metadata=sample.metadata,
-        )
 
 
 class RunWriter:
@@ -70,28 +26,43 @@ class RunWriter:
         """
         self.samples_path = folder / "samples.jsonl"
         self.metrics_path = folder / "metrics.jsonl"
+        self.is_published = False
+        """a step of this run is in the files"""
+        self._files: dict[Path, IO[bytes]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not overwrite:
-                _check_absent(folder, (self.samples_path, self.metrics_path))
-            self._samples = self.samples_path.open("wb")
-            self._metrics = self.metrics_path.open("wb")
+            for path in (self.samples_path, self.metrics_path):
+                _check_target(folder, path, overwrite=overwrite)
+                self._files[path] = _partial(path).open("wb", buffering=0)
         except OSError as error:
+            self._discard()
             raise ConfigError(f"--output-dir {folder}: {error.strerror or error}") from None
+        except ConfigError:
+            self._discard()
+            raise
 
-    def write(self, rollout_id: int, groups: Sequence[Sequence[Sample]], metrics: Metrics) -> None:
-        """Append a step.
+    def write(self, rollout_id: int, lines: bytes, metrics: Metrics) -> None:
+        """Append a step: the encoded `lines` of its samples, and its metrics.
 
-        Raises: OSError where the disk is full or gone.
+        Raises: EspalierError where the disk is full or gone; the files are then as they were before.
         """
-        encode = msgspec.json.encode
-        for group in groups:
-            for sample in group:
-                self._samples.write(encode(SampleRecord.of(sample, rollout_id)) + b"\n")
-        self._metrics.write(encode({"rollout_id": rollout_id, **metrics}) + b"\n")
-        for file in (self._samples, self._metrics):
-            file.flush()
-            os.fsync(file.fileno())
+        metrics_line = msgspec.json.encode({"rollout_id": rollout_id, **metrics}) + b"\n"
+        sizes = {path: file.tell() for path, file in self._files.items()}
+        try:
+            _append(self._files[self.samples_path], lines)
+            _append(self._files[self.metrics_path], metrics_line)
+            if not self.is_published:
+                for path in self._files:
+                    _partial(path).replace(path)
+                self.is_published = True
+        except BaseException as error:
+            for path, file in self._files.items():
+                file.seek(sizes[path])
+                file.truncate()
+            if isinstance(error, OSError):
+                folder = self.samples_path.parent
+                raise EspalierError(f"{folder} cannot be written: {error.strerror or error}") from error
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -99,11 +70,29 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._samples.close()
-        self._metrics.close()
+        self._discard()
+
+    def _discard(self) -> None:
+        """Close the files, and remove them where nothing came of them."""
+        for path, file in self._files.items():
+            file.close()
+            if not self.is_published:
+                _partial(path).unlink(missing_ok=True)
 
 
-def _check_absent(folder: Path, paths: Sequence[Path]) -> None:
-    for path in paths:
-        if path.exists():
-            raise ConfigError(f"--output-dir {folder}: {path.name} is there already; --overwrite replaces it")
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _check_target(folder: Path, path: Path, *, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ConfigError(f"--output-dir {folder}: {path.name} is a folder")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--output-dir {folder}: {path.name} is there already; --overwrite replaces it")
+
+
+def _append(file: IO[bytes], content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())

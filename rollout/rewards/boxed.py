@@ -15,8 +15,11 @@ def last_boxed(text: str) -> str | None:
     start = None
     for match in _OPENING.finditer(text):
         start = match.end()
-    if start is None:
-        return None
+    return None if start is None else braced(text, start)
+
+
+def braced(text: str, start: int) -> str | None:
+    """Return what stands from `start`, just behind an opening brace, to the one that closes it; or None."""
     depth = 1
     position = start
     while position < len(text):

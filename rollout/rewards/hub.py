@@ -1,17 +1,18 @@
 """The registry of rewards, and the two calls that give samples theirs."""
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
-from ...errors import RolloutError
 from ...registry import Registry
 from ..config import RolloutConfig
+from ..problems import RewardFailed, RewardTimeout
 from ..sample import Sample
-from .threads import in_thread
+from .threads import in_thread, thread_slot
 
 RewardValue: TypeAlias = float | dict[str, Any]
 """A number, or a dict of which `reward_key` names the number."""
@@ -37,6 +38,28 @@ rewards: Registry[Reward] = Registry("reward", expects=_reward)
 group_rewards: Registry[GroupReward] = Registry("group reward", expects=_group_reward)
 """Rewards of a whole group, for `group_rm`."""
 
+LabelCheck: TypeAlias = Callable[[object], str | None]
+"""`f(label)`: what is wrong with a label, in words, or None."""
+
+_RewardT = TypeVar("_RewardT", bound=Callable[..., object])
+
+
+def checks_labels(check: LabelCheck) -> Callable[[_RewardT], _RewardT]:
+    """Return a decorator for rewards that need labels: every label is checked before any work is done."""
+
+    def decorate(reward: _RewardT) -> _RewardT:
+        reward.label_check = check  # type: ignore[attr-defined]  # read back below
+        return reward
+
+    return decorate
+
+
+def label_check_of(reward: Reward) -> LabelCheck | None:
+    """Return what checks the labels for `reward`, or None where it takes any."""
+    check: LabelCheck | None = getattr(reward, "label_check", None)
+    return check
+
+
 _resolved = functools.lru_cache(maxsize=64)(rewards.resolve)
 _resolved_group = functools.lru_cache(maxsize=64)(group_rewards.resolve)
 
@@ -44,12 +67,13 @@ _resolved_group = functools.lru_cache(maxsize=64)(group_rewards.resolve)
 async def async_rm(args: RolloutConfig, sample: Sample) -> RewardValue:
     """Return the sample's reward. A plain function runs in a thread, so that it cannot hold up the others.
 
-    Raises: RolloutError where no reward is chosen, it takes longer than `reward_timeout_s`, or what it
-    returns is no finite number (or dict); PluginError where it is unknown. What a reward raises, it raises.
+    Raises: RewardFailed where no reward is chosen, or what it returns is no finite number (or dict);
+    RewardTimeout where it takes longer than `reward_timeout_s`; PluginError where it is unknown. What a
+    reward raises, it raises.
     """
     name = reward_name(args, sample)
     if name is None:
-        raise RolloutError("no reward is chosen: give --rm-type or --custom-rm-path")
+        raise RewardFailed("no reward is chosen: give --rm-type or --custom-rm-path")
     result = await _call(_resolved(name), args, sample, name=name, timeout_s=args.reward_timeout_s)
     return checked_reward(result, args.reward_key, name)
 
@@ -57,14 +81,14 @@ async def async_rm(args: RolloutConfig, sample: Sample) -> RewardValue:
 async def batched_async_rm(args: RolloutConfig, samples: list[Sample]) -> list[RewardValue]:
     """Return the reward of each sample: by one call of the group reward with `group_rm`, else one by one.
 
-    Raises: as `async_rm`; RolloutError also where a group reward returns another number of rewards.
+    Raises: as `async_rm`; RewardFailed also where a group reward returns another number of rewards.
     """
     if not args.group_rm or args.custom_rm_path is None:
         return list(await asyncio.gather(*(async_rm(args, sample) for sample in samples)))
     name = args.custom_rm_path
     found = await _call(_resolved_group(name), args, samples, name=name, timeout_s=args.reward_timeout_s)
     if not isinstance(found, Sequence) or len(found) != len(samples):
-        raise RolloutError(
+        raise RewardFailed(
             f"the group reward {name!r} must return {len(samples)} rewards, not {found!r:.200}"
         )
     return [checked_reward(value, args.reward_key, name) for value in found]
@@ -72,24 +96,24 @@ async def batched_async_rm(args: RolloutConfig, samples: list[Sample]) -> list[R
 
 def reward_name(args: RolloutConfig, sample: Sample) -> str | None:
     """Return the name of the reward that counts for `sample`, or None."""
-    named = sample.metadata.get("rm_type")
-    return (
-        sample.custom_rm_path
-        or args.custom_rm_path
-        or (named if isinstance(named, str) else None)
-        or args.rm_type
-    )
+    return sample.custom_rm_path or chosen_reward(args, sample.metadata)
+
+
+def chosen_reward(args: RolloutConfig, metadata: Mapping[str, object]) -> str | None:
+    """Return the name of the reward that counts for a problem with such metadata, or None."""
+    named = metadata.get("rm_type")
+    return args.custom_rm_path or (named if isinstance(named, str) else None) or args.rm_type
 
 
 def checked_reward(value: object, reward_key: str | None, name: str) -> RewardValue:
     """Return `value` as a reward; numbers of every kind become float.
 
-    Raises: RolloutError naming the reward where `value`, or its entry `reward_key`, is no finite number.
+    Raises: RewardFailed naming the reward where `value`, or its entry `reward_key`, is no finite number.
     """
     number = value
     if isinstance(value, dict):
         if reward_key is None or reward_key not in value:
-            raise RolloutError(
+            raise RewardFailed(
                 f"the reward {name!r} returned a dict with {', '.join(map(str, value))}: "
                 f"--reward-key must name one, not {reward_key!r}"
             )
@@ -97,20 +121,28 @@ def checked_reward(value: object, reward_key: str | None, name: str) -> RewardVa
     try:
         as_float = float(number)  # type: ignore[arg-type]  # whatever a plug-in returned
     except (TypeError, ValueError, OverflowError):
-        raise RolloutError(f"the reward {name!r} returned {value!r:.200}, which is no number") from None
+        raise RewardFailed(f"the reward {name!r} returned {value!r:.200}, which is no number") from None
     if isinstance(number, str) or not math.isfinite(as_float):
-        raise RolloutError(f"the reward {name!r} returned {value!r:.200}, which is no finite number")
+        raise RewardFailed(f"the reward {name!r} returned {value!r:.200}, which is no finite number")
     return value if isinstance(value, dict) else as_float
 
 
 async def _call(function: Callable[..., Any], *arguments: object, name: str, timeout_s: float) -> object:
+    """Return what `function` returns. Its time begins when it does: waiting for a thread is free."""
+    if inspect.iscoroutinefunction(function):
+        async with _deadline(name, timeout_s):
+            return await function(*arguments)
+    async with thread_slot(name), _deadline(name, timeout_s):
+        result = await in_thread(function, *arguments)
+        return await result if inspect.isawaitable(result) else result
+
+
+@contextlib.asynccontextmanager
+async def _deadline(name: str, timeout_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout_s) as deadline:
-            if inspect.iscoroutinefunction(function):
-                return await function(*arguments)
-            result = await in_thread(function, *arguments)
-            return await result if inspect.isawaitable(result) else result
+            yield
     except TimeoutError:
         if not deadline.expired():
             raise
-        raise RolloutError(f"the reward {name!r} took longer than {timeout_s:g} s") from None
+        raise RewardTimeout(f"the reward {name!r} took longer than {timeout_s:g} s") from None

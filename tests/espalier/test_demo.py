@@ -89,7 +89,7 @@ def test_demo_writes_samples_and_metrics_and_stops_what_it_started(tmp_path: Pat
 
 def test_interrupt_stops_everything_and_keeps_what_was_made(tmp_path: Path) -> None:
     with demo(tmp_path, *ENDLESS) as process:
-        read_until(process, "step 1 of")
+        read_until(process, "step 2 of")
         started = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate(timeout=60)

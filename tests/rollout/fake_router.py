@@ -80,6 +80,9 @@ class FakeRouter:
         self.requests: list[Json] = []
         self.headers: list[dict[str, str]] = []
         self.aborted: list[str] = []
+        self.aborts_of_all = 0
+        self.aborts_running = 0
+        self.most_aborts_running = 0
         self.finished = 0
         self._records: dict[str, Json] = {}
         self._held: dict[str, asyncio.Event] = {}
@@ -128,6 +131,9 @@ class FakeRouter:
         if self.scripted.get(path):
             return self.scripted[path].pop(0)
         match path:
+            case "/generate" if not self.workers:
+                error = {"message": "There are no workers", "code": "no_available_workers"}
+                return Scripted(503, {"error": error})
             case "/generate":
                 return await self._generate(payload)
             case "/retrieve_from_text" if self.has_tree:
@@ -135,11 +141,7 @@ class FakeRouter:
             case "/radix_tree/stats" if self.has_tree:
                 return Scripted(200, self._stats())
             case "/abort_request":
-                self.aborted.append(payload["rid"])
-                for rid, event in self._held.items():
-                    if rid.startswith(payload["rid"]):
-                        event.set()
-                return Scripted(200, {"total": 2, "succeeded": 2, "results": {}})
+                return await self._abort(payload)
             case "/readiness":
                 ready = {"status": "ready", "healthy_workers": self.workers, "total_workers": 2}
                 return Scripted(200 if self.workers else 503, ready)
@@ -170,6 +172,22 @@ class FakeRouter:
         }
         self.finished += 1
         return Scripted(200, reply)
+
+    async def _abort(self, payload: Json) -> Scripted:
+        """As one tokenizer does: the id must be that of a running request, and then it is a prefix."""
+        self.aborts_running += 1
+        self.most_aborts_running = max(self.most_aborts_running, self.aborts_running)
+        await asyncio.sleep(0.001)
+        self.aborts_running -= 1
+        ends_all = payload.get("abort_all", False)
+        if ends_all:
+            self.aborts_of_all += 1
+        else:
+            self.aborted.append(payload["rid"])
+        for rid, event in self._held.items():
+            if ends_all or (payload["rid"] in self._held and rid.startswith(payload["rid"])):
+                event.set()
+        return Scripted(200, {"total": 2, "succeeded": 2, "results": {}})
 
     def _retrieve(self, payload: Json) -> Scripted:
         if payload["rid"] not in self._records:

@@ -1,3 +1,5 @@
+import array
+import asyncio
 import io
 import json
 import os
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from espalier.errors import ConfigError, PluginError
+from espalier.errors import ConfigError, DataError, PluginError
 from espalier.rollout import RolloutConfig, RolloutDataSource, RolloutFnTrainOutput, Sample, generate_rollout
 from espalier.rollout.command import EXIT_FAILED, EXIT_INTERRUPTED, run
 from tests.rollout.fake_router import FakeRouter, Scripted
@@ -187,8 +189,9 @@ sys.exit(run(RolloutConfig(
 """
 
 
-def test_ctrl_c_saves_what_there_is_and_aborts_the_rest(
-    fake: FakeRouter, router_url: str, dataset: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_its_kin_save_what_there_is_and_abort_the_rest(
+    fake: FakeRouter, router_url: str, dataset: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     fake.holds = lambda payload: "question 2 ?" in payload["text"]
     output = tmp_path / "output"
@@ -205,7 +208,7 @@ def test_ctrl_c_saves_what_there_is_and_aborts_the_rest(
         while "2/3 groups kept" not in shown:
             assert time.monotonic() < deadline
             shown += process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest, _ = process.communicate(timeout=30)
     finally:
         process.kill()
@@ -215,6 +218,117 @@ def test_ctrl_c_saves_what_there_is_and_aborts_the_rest(
     assert len(lines_of(output / "samples.jsonl")) == 4
     held = {request["rid"] for request in fake.requests if fake.holds(request)}
     assert held <= set(fake.aborted)
+
+
+def test_signals_are_handled_as_before_once_the_run_is_over(make_config: MakeConfig) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    run(make_config(), console=console_of()[0])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+class Opaque:
+    """Something that no file can hold."""
+
+
+async def careless_reward(args: RolloutConfig, sample: Sample) -> dict[str, Any]:
+    value: Any = {0: Opaque(), 1: array.array("d", [0.5])}.get(sample.group_index or 0, 1.0)
+    sample.metadata["judge"] = {"score": 1.0, "raw": value}
+    return {"score": 1.0}
+
+
+def test_a_value_that_cannot_be_saved_costs_its_group_and_is_named(make_config: MakeConfig) -> None:
+    config = make_config(custom_rm_path=f"{HERE}:careless_reward", reward_key="score")
+    console, out = console_of()
+    assert run(config, console=console) == 0
+    lines = lines_of(config.output_dir / "samples.jsonl")
+    assert [line["group_index"] for line in lines] == [1] * 4 + [2] * 4
+    assert lines[0]["metadata"]["judge"]["raw"] == [0.5]
+    [metrics] = lines_of(config.output_dir / "metrics.jsonl")
+    assert metrics["rollout/groups_kept"] == 2
+    assert metrics["rollout/failed_group/unsavable"] == 1
+    shown = " ".join(out.getvalue().split())
+    assert "sample 0 cannot be saved: metadata: judge: 'raw' holds a Opaque" in shown
+
+
+def walking_out(
+    args: RolloutConfig, rollout_id: int, data_source: RolloutDataSource, evaluation: bool = False
+) -> None:
+    generate_rollout(args, rollout_id, data_source)
+    raise asyncio.CancelledError
+
+
+def test_whatever_ends_a_step_its_groups_are_saved(make_config: MakeConfig) -> None:
+    config = make_config(rollout_function_path=f"{HERE}:walking_out")
+    with pytest.raises(asyncio.CancelledError):
+        run(config, console=console_of()[0])
+    assert len(lines_of(config.output_dir / "samples.jsonl")) == 12
+
+
+def test_a_run_that_yields_nothing_leaves_the_earlier_one_as_it_was(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    config = make_config()
+    assert run(config, console=console_of()[0]) == 0
+    before = {path.name: path.read_bytes() for path in config.output_dir.iterdir()}
+    fake.scripted["/generate"] = [Scripted(400, "no")] * 100
+    console, out = console_of()
+    assert run(make_config(overwrite=True, max_dropped_groups=3), console=console) == EXIT_FAILED
+    assert {path.name: path.read_bytes() for path in config.output_dir.iterdir()} == before
+    assert "nothing was saved" in out.getvalue()
+
+
+def test_dead_workers_end_the_run_with_what_it_has(fake: FakeRouter, make_config: MakeConfig) -> None:
+    answered: list[str] = []
+
+    def generation(payload: dict[str, Any]) -> Any:
+        answered.append(payload["rid"])
+        if len(answered) == 4:
+            fake.workers = 0
+        return default(payload)
+
+    default, fake.generation = fake.generation, generation
+    console, out = console_of()
+    config = make_config(sglang_server_concurrency=1, router_patience_s=0.5)
+    assert run(config, console=console) == EXIT_FAILED
+    assert len(lines_of(config.output_dir / "samples.jsonl")) == 4
+    shown = " ".join(out.getvalue().split())
+    assert "the router has no worker to send a call to: There are no workers; waiting, 0.5 s" in shown
+    assert "step 1 of 1 ended early; 1 of its groups are saved" in shown
+    assert "--router-patience-s" in shown
+
+
+def test_dropped_groups_are_told_off_a_terminal_with_the_first_problem(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.scripted["/generate"] = [Scripted(400, "bad temperature")] * 100
+    console, out = console_of()
+    run(make_config(n_samples_per_prompt=1, max_dropped_groups=9), console=console)
+    shown = out.getvalue()
+    told = [line for line in shown.splitlines() if "a group is dropped (refused): " in line]
+    assert len(told) == 1
+    assert told[0].endswith("answered 400: bad temperature")
+    for count in (1, 2, 4, 8):
+        assert f"0/3 groups kept, {count} done, {count} dropped" in shown
+
+
+@pytest.mark.parametrize("label", ["null", "true", '""', None])
+def test_a_label_that_the_reward_cannot_use_is_told_before_any_work(
+    fake: FakeRouter, make_config: MakeConfig, dataset: Path, label: str | None
+) -> None:
+    last = '{"prompt": "b"}' if label is None else f'{{"prompt": "b", "label": {label}}}'
+    dataset.write_text(f'{{"prompt": "a", "label": 0}}\n\n{last}\n')
+    with pytest.raises(
+        DataError, match=r"problems\.jsonl, line 3: .*'math' needs a number or a text as label"
+    ):
+        run(make_config(), console=console_of()[0])
+    assert fake.requests == []
+
+
+def test_labels_are_left_alone_where_nothing_compares_with_them(
+    make_config: MakeConfig, dataset: Path
+) -> None:
+    dataset.write_text('{"prompt": "a", "metadata": {"rm_type": "random"}}\n')
+    assert run(make_config(), console=console_of()[0]) == 0
 
 
 def test_importing_the_client_loads_no_server_and_no_torch() -> None:

@@ -19,10 +19,11 @@ LOADER = SettingsLoader(RolloutConfig, section="rollout", env_prefix="ESPALIER_R
         ({"group_rm": True}, "--group-rm needs --custom-rm-path"),
         ({"router_url": "localhost:30000"}, "--router-url localhost:30000: expected http"),
         ({"rollout_stop_token_ids": ["2", "x"]}, "--rollout-stop-token-ids: expected token ids, not 'x'"),
-        ({"rollout_temperature": "nan"}, "--rollout-temperature must be 0 or more"),
+        ({"rollout_temperature": "-1"}, "--rollout-temperature must be 0 or more"),
         ({"rollout_top_p": "0"}, "--rollout-top-p must be above 0"),
         ({"rollout_top_k": "0"}, "--rollout-top-k must be -1 or at least 1"),
-        ({"request_timeout_s": "inf"}, "--request-timeout-s must be a positive number of seconds"),
+        ({"request_timeout_s": "0"}, "--request-timeout-s must be a positive number of seconds"),
+        ({"router_patience_s": "-5"}, "--router-patience-s must be a positive number of seconds"),
     ],
 )
 def test_a_wrong_setting_is_told_with_its_flag(flags: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ from espalier.rollout import (
     generate_and_rm_group,
     rollout_state,
 )
+from espalier.rollout.problems import PluginCancelled
 from espalier.rollout.tokenizer import load_tokenizer
 from tests.rollout.fake_router import (
     STOP_TOKEN,
@@ -191,8 +192,69 @@ def test_recorded_tokens_that_are_not_those_of_the_reply_fail_the_sample(
     fake.change_record = change
     sample = generated(make_config(), sample_of())
     assert sample.status is Status.FAILED
-    assert sample.metadata["error"].startswith("TokenMismatch: ")
+    assert sample.metadata["error_code"] == "token_mismatch"
     assert message in sample.metadata["error"]
+
+
+def test_a_prompt_that_the_worker_cut_fails_the_sample(
+    fake: FakeRouter, make_config: MakeConfig, tokenizer_file: Path
+) -> None:
+    fake.change_reply = change_meta(prompt_tokens=2)
+    sample = generated(make_config(hf_checkpoint=tokenizer_file), sample_of())
+    assert (sample.status, sample.tokens) == (Status.FAILED, [])
+    assert "read 2 prompt tokens, though 3 were sent" in sample.metadata["error"]
+
+
+def test_tokens_that_the_tree_dropped_already_name_the_setting_that_is_too_small(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.scripted["/retrieve_from_text"] = [Scripted(404, {"error": {"message": "it has been evicted"}})]
+    sample = generated(make_config(), sample_of())
+    assert sample.metadata["error_code"] == "not_recorded"
+    assert "radix_tree.max_cached_tokens=N" in sample.metadata["error"]
+
+
+async def self_cancelling(args: RolloutConfig, sample: Sample) -> float:
+    if sample.index == 1:
+        raise asyncio.CancelledError
+    return 1.0
+
+
+async def self_cancelling_group(args: RolloutConfig, samples: list[Sample]) -> list[float]:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"custom_rm_path": f"{HERE}:self_cancelling"},
+        {"custom_rm_path": f"{HERE}:self_cancelling_group", "group_rm": True},
+    ],
+)
+def test_a_plug_in_that_cancels_itself_fails_its_group_and_cancels_nobody(
+    make_config: MakeConfig, changes: dict[str, Any]
+) -> None:
+    config = make_config(**changes)
+    group = [Sample(index=index, prompt="user question ?", label="4") for index in range(3)]
+    with pytest.raises(PluginCancelled, match="raised CancelledError"):
+        asyncio.run(generate_and_rm_group(config, group, config.sampling_params()))
+
+
+def test_a_group_that_is_cancelled_stays_cancelled(fake: FakeRouter, make_config: MakeConfig) -> None:
+    fake.holds = lambda _: True
+
+    async def run() -> bool:
+        config = make_config()
+        group = [Sample(index=0, prompt="user question ?", label="4")]
+        task = asyncio.create_task(generate_and_rm_group(config, group, config.sampling_params()))
+        async with asyncio.timeout(10):
+            while not fake.requests:  # noqa: ASYNC110  the fake lives in another thread
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(run())
 
 
 def test_a_failed_sample_does_not_stop_its_siblings(fake: FakeRouter, make_config: MakeConfig) -> None:

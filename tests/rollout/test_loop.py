@@ -18,7 +18,9 @@ from espalier.rollout import (
     generate_rollout,
     generate_rollout_async,
 )
-from espalier.rollout.writer import SampleRecord
+from espalier.rollout.problems import RouterUnavailable
+from espalier.rollout.progress import observing
+from espalier.rollout.records import SampleRecord
 from tests.rollout.fake_router import FakeRouter, Generation, Json, Scripted
 
 HERE = __name__
@@ -120,13 +122,35 @@ def test_a_straggler_does_not_hold_a_complete_batch_and_is_aborted(
     assert metric(output, "rollout/groups_cut_off") == 1
 
 
+def test_many_requests_are_aborted_in_time_many_at_once(fake: FakeRouter, make_config: MakeConfig) -> None:
+    fake.holds = lambda payload: not of_prompt(0)(payload)
+    config = make_config(rollout_batch_size=1, over_sampling_batch_size=100, rollout_deterministic=False)
+    source = RolloutDataSource(config)
+    output, cut_off = asyncio.run(generate_rollout_async(config, 0, source.get_samples))
+    assert indexes(output) == [0]
+    held = [sample for group in cut_off for sample in group if sample.prompt != "user question 0 ?"]
+    assert len(held) >= 300
+    assert {sample.status for sample in held} == {Status.ABORTED}
+    assert 16 < fake.most_aborts_running <= 64
+
+
+def test_a_rollout_that_owns_the_fleet_ends_everything_with_one_call(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.holds = of_prompt(0)
+    config = make_config(rollout_deterministic=False, over_sampling_batch_size=4, abort_all=True)
+    assert indexes(rolled_out(config)) == [1, 2, 3]
+    assert fake.aborts_of_all >= 1
+    assert fake.aborted == []
+
+
 def test_groups_with_a_failed_sample_are_dropped_and_replaced(
     fake: FakeRouter, make_config: MakeConfig
 ) -> None:
     fake.scripted["/generate"] = [Scripted(400, {"error": {"message": "no"}})]
     output = rolled_out(make_config())
     assert len(output.samples) == 3
-    assert metric(output, "rollout/failed_group/failed") == 1
+    assert metric(output, "rollout/failed_group/refused") == 1
     assert all(sample.status is Status.COMPLETED for group in output.samples for sample in group)
 
 
@@ -181,7 +205,107 @@ def slow_judge(args: RolloutConfig, sample: Sample) -> float:
 def test_a_group_that_raises_is_dropped_and_the_rollout_goes_on(make_config: MakeConfig) -> None:
     output = rolled_out(make_config(custom_rm_path=f"{HERE}:raising_reward"))
     assert indexes(output) == [0, 2, 3]
-    assert metric(output, "rollout/failed_group/raised") == 1
+    assert metric(output, "rollout/failed_group/raised_ZeroDivisionError") == 1
+
+
+async def judge_who_walks_out(args: RolloutConfig, sample: Sample) -> float:
+    if sample.group_index == 1:
+        raise asyncio.CancelledError
+    return 1.0
+
+
+def test_a_plug_in_that_cancels_itself_costs_its_group_and_not_the_rollout(make_config: MakeConfig) -> None:
+    output = rolled_out(make_config(custom_rm_path=f"{HERE}:judge_who_walks_out"))
+    assert indexes(output) == [0, 2, 3]
+    assert metric(output, "rollout/failed_group/plugin_cancelled") == 1
+
+
+def test_each_kind_of_failure_is_counted_by_itself_and_its_first_is_logged(
+    fake: FakeRouter, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = Scripted(200, {"meta_info": {"finish_reason": {"type": "stop"}}})
+    fake.scripted["/generate"] = [Scripted(400, "first"), Scripted(400, "second"), bad, Scripted(500, "no")]
+    output = rolled_out(make_config(n_samples_per_prompt=1, sglang_server_concurrency=1))
+    assert metric(output, "rollout/failed_group/refused") == 2
+    assert metric(output, "rollout/failed_group/bad_reply") == 1
+    assert metric(output, "rollout/failed_group/upstream_error") == 1
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 3
+    assert "answered 400: first" in logged[0]
+
+
+def test_token_rate_counts_dropped_groups_and_not_the_time_of_aborts(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.holds = of_prompt(0)
+    config = make_config(
+        rollout_deterministic=False,
+        over_sampling_batch_size=5,
+        dynamic_sampling_filter_path=f"{HERE}:drop_prompt_1",
+    )
+    fake.generation = lambda _: Generation([" \\boxed{4}"])
+    output = rolled_out(config)
+    assert metric(output, "rollout/groups_dropped") == 1
+    seconds = (metric(output, "perf/rollout_time") or 0) - (metric(output, "perf/abort_time") or 0)
+    assert metric(output, "perf/tokens_per_sec") == pytest.approx(4 * 4 * 2 / seconds, rel=0.01)
+
+
+def test_a_router_without_workers_is_waited_for_and_costs_no_group(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.workers = 0
+    heard = Listener()
+    threading.Timer(0.6, setattr, (fake, "workers", 2)).start()
+    with observing(heard):
+        output = rolled_out(make_config())
+    assert indexes(output) == [0, 1, 2]
+    assert metric(output, "rollout/groups_dropped") == 0
+    assert heard.notices[0].startswith("the router has no worker to send a call to: There are no workers")
+    assert heard.notices[1].startswith("there are workers again after ")
+
+
+def test_a_router_that_stays_without_workers_ends_the_rollout(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    fake.workers = 0
+    with pytest.raises(RouterUnavailable, match=r"no worker .* for \d+ s now.*--router-patience-s"):
+        rolled_out(make_config(router_patience_s=0.5, max_dropped_groups=1))
+
+
+async def own_client(args: RolloutConfig, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    raise ConnectionError("Connection refused")
+
+
+def test_a_dead_router_is_noticed_for_generate_functions_with_clients_of_their_own(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(
+        router_url="http://127.0.0.1:9",
+        custom_generate_function_path=f"{HERE}:own_client",
+        router_patience_s=0.5,
+    )
+    with pytest.raises(RouterUnavailable, match=r"router is unreachable, .*Connection refused"):
+        rolled_out(config)
+
+
+def drop_prompt_1(args: RolloutConfig, samples: list[Sample]) -> bool:
+    return samples[0].group_index != 1
+
+
+class Listener:
+    """Remembers what a person would have been told."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def on_group_kept(self, samples: list[Sample]) -> None: ...
+
+    def on_group_dropped(self, samples: list[Sample], reason: str, problem: str | None) -> None: ...
+
+    def on_tokens(self, count: int) -> None: ...
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -201,7 +325,7 @@ def test_a_filter_that_drops_everything_ends_in_an_error(
 def test_an_error_tells_the_last_problem(fake: FakeRouter, make_config: MakeConfig) -> None:
     fake.scripted["/generate"] = [Scripted(400, {"error": {"message": "bad temperature"}})] * 400
     with pytest.raises(
-        RolloutError, match=r"\d+ failed\); the last problem: .* answered 400: bad temperature"
+        RolloutError, match=r"\d+ refused\); the last problem: .* answered 400: bad temperature"
     ):
         rolled_out(make_config(max_dropped_groups=4, n_samples_per_prompt=1))
     config = make_config(dynamic_sampling_filter_path=f"{HERE}:raising_filter", max_dropped_groups=3)

@@ -10,6 +10,7 @@ import pytest
 from espalier.errors import PluginError, RolloutError
 from espalier.rollout import RolloutConfig, Sample
 from espalier.rollout.rewards import async_rm, batched_async_rm, rewards
+from espalier.rollout.rewards.threads import MAX_GIVEN_UP, MAX_THREADS
 
 HERE = __name__
 MakeArgs = Callable[..., RolloutConfig]
@@ -56,6 +57,22 @@ def graded(args: MakeArgs, response: str, label: Any) -> float:
         (r"\left( 1, 2 \right)", "(1,2)"),
         ("123456789012345678901234567890", "123456789012345678901234567890"),
         ("7", r"\boxed{7}"),
+        ("1 1/2", "3/2"),
+        ("- 1 1/2", "-1.5"),
+        (r"1 \frac{1}{2}", "3/2"),
+        ("1 234 567", "1234567"),
+        (r"12\,345", "12345"),
+        (r"1{,}000", "1000"),
+        ("10^{3}", "1000"),
+        ("2^{10}", "1024"),
+        ("{42}", "42"),
+        (r"42 \quad", "42"),
+        (r"42\text{ cm}", "42"),
+        (r"42\text{ cm}^2", r"42 \mathrm{cm}^{2}"),
+        ("42", r"42\text{ cm}"),
+        (r"3 \quad 4", r"3\qquad 4"),
+        ("(1, 2)", "(1,2)"),
+        ("x + 1", "x+1"),
     ],
 )
 def test_math_accepts_the_right_answer(args: MakeArgs, answer: str, label: Any) -> None:
@@ -78,6 +95,19 @@ def test_math_accepts_the_right_answer(args: MakeArgs, answer: str, label: Any) 
         ("9" * 5000, "9"),
         ("", "0"),
         ("0", "1"),
+        ("1 1/2", "11/2"),
+        ("1 2", "12"),
+        ("1 2345", "12345"),
+        (r"3 \quad 4", "34"),
+        (r"3\,4", "34"),
+        ("12, 345", "12345"),
+        ("(1 2)", "(12)"),
+        (r"\{1,2\}", "1,2"),
+        (r"5\text{ million}", "5"),
+        (r"42\text{ cm}", r"42\text{ m}"),
+        ("42 x", "42"),
+        ("0^{-1}", "0"),
+        ("99999^{999999}", "1"),
     ],
 )
 def test_math_rejects_the_wrong_answer(args: MakeArgs, answer: str, label: Any) -> None:
@@ -143,6 +173,32 @@ def blocking_reward(args: RolloutConfig, sample: Sample) -> float:
     return 1.0
 
 
+running = {"now": 0, "most": 0}
+counting = threading.Lock()
+
+
+def counted_reward(args: RolloutConfig, sample: Sample) -> float:
+    with counting:
+        running["now"] += 1
+        running["most"] = max(running["most"], running["now"])
+    time.sleep(0.05)
+    with counting:
+        running["now"] -= 1
+    return 1.0
+
+
+let_go = threading.Event()
+
+
+def stuck_reward(args: RolloutConfig, sample: Sample) -> float:
+    let_go.wait(60)
+    return 1.0
+
+
+def quitting_reward(args: RolloutConfig, sample: Sample) -> float:
+    raise SystemExit("enough")
+
+
 async def group_sizes(args: RolloutConfig, samples: list[Sample]) -> list[float]:
     return [float(len(samples))] * (len(samples) - int(samples[0].label or 0))
 
@@ -167,6 +223,46 @@ def test_reward_that_hangs_is_cut_off(args: MakeArgs, name: str) -> None:
     with pytest.raises(RolloutError, match=r"took longer than 0\.1 s"):
         reward(args(custom_rm_path=f"{HERE}:{name}", reward_timeout_s=0.1), Sample())
     assert time.monotonic() - began < 10
+
+
+def test_plain_rewards_run_a_bounded_number_at_a_time_and_waiting_takes_none_of_their_time(
+    args: MakeArgs,
+) -> None:
+    """So many that the last ones begin long after the time that each of them has."""
+    config = args(custom_rm_path=f"{HERE}:counted_reward", reward_timeout_s=1.0)
+    count = MAX_THREADS * 24
+    running.update(now=0, most=0)
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(async_rm(config, Sample()) for _ in range(count)))
+
+    began = time.monotonic()
+    assert asyncio.run(run()) == [1.0] * count
+    assert time.monotonic() - began > 1.0
+    assert running["most"] <= MAX_THREADS
+
+
+def test_rewards_that_never_end_are_not_begun_without_limit(args: MakeArgs) -> None:
+    config = args(custom_rm_path=f"{HERE}:stuck_reward", reward_timeout_s=0.01)
+    before = threading.active_count()
+
+    async def run() -> list[Any]:
+        calls = (async_rm(config, Sample()) for _ in range(MAX_GIVEN_UP + 200))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    let_go.clear()
+    try:
+        problems = [str(problem) for problem in asyncio.run(run())]
+        assert threading.active_count() - before <= MAX_GIVEN_UP + MAX_THREADS
+    finally:
+        let_go.set()
+    assert "took longer than 0.01 s" in problems[0]
+    assert "earlier calls of rewards have not ended" in problems[-1]
+
+
+def test_a_plain_reward_that_exits_is_told_at_once(args: MakeArgs) -> None:
+    with pytest.raises(RolloutError, match="SystemExit"):
+        reward(args(custom_rm_path=f"{HERE}:quitting_reward"), Sample())
 
 
 def test_no_reward_and_unknown_rewards_are_told(args: MakeArgs) -> None:
