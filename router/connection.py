@@ -83,12 +83,13 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or not self.is_reusable:
             raise ConnectionDropped(f"The connection to {self.origin} is closed", reply_begun=False)
-        exchange = _Exchange(self, self.loop.create_future(), head_only=head_only, on_end=on_end)
+        reply: asyncio.Future[Reply] = self.loop.create_future()
+        exchange = _Exchange(self, reply, head_only=head_only, on_end=on_end)
         self._exchange = exchange
         self._deadlines.add(self, self.loop)
         transport.write(request)
         try:
-            return await exchange.reply
+            return await reply
         except asyncio.CancelledError:
             # The reply may have come in the same turn; then somebody else may have the connection already.
             if self._exchange is exchange:
@@ -112,8 +113,10 @@ class Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep the transport, unless nobody waits for it any more."""
         self._transport = cast("asyncio.Transport", transport)
+        if not self._reusable:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; anything that is not the reply we wait for closes the connection."""
@@ -236,6 +239,7 @@ class _Exchange:
     __slots__ = (
         "_connection",
         "_on_end",
+        "_reply",
         "begun",
         "chunks",
         "ends_with_connection",
@@ -246,7 +250,6 @@ class _Exchange:
         "is_complete",
         "is_paused",
         "is_streamed",
-        "reply",
         "status",
         "unread_bytes",
         "waiter",
@@ -262,7 +265,7 @@ class _Exchange:
     ) -> None:
         self._connection = connection
         self._on_end = on_end
-        self.reply = reply
+        self._reply: asyncio.Future[Reply] | None = reply
         self.head_only = head_only
         self.begun = False
         self.status = 0
@@ -279,24 +282,27 @@ class _Exchange:
 
     def begin_stream(self) -> None:
         self.is_streamed = True
-        if not self.reply.done():
+        reply = self._awaited_reply()
+        if reply is not None:
             headers = end_to_end_reply(self.headers)
-            self.reply.set_result(Reply(status=self.status, headers=headers, body=_Stream(self)))
+            reply.set_result(Reply(status=self.status, headers=headers, body=_Stream(self)))
 
     def complete(self) -> None:
         self.is_complete = True
         self._resume()
-        if not self.is_streamed and not self.reply.done():
+        reply = self._awaited_reply()
+        if reply is not None:
             chunks = self.chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             headers = end_to_end_reply(self.headers)
-            self.reply.set_result(Reply(status=self.status, headers=headers, body=body))
+            reply.set_result(Reply(status=self.status, headers=headers, body=body))
         self._end()
 
     def fail(self, error: UpstreamError) -> None:
         self.error = error
-        if not self.reply.done():
-            self.reply.set_exception(error)
+        reply = self._awaited_reply()
+        if reply is not None:
+            reply.set_exception(error)
         self._end()
 
     def wake(self) -> None:
@@ -322,6 +328,14 @@ class _Exchange:
         self.chunks.clear()
         if not self.is_complete and self.error is None:
             self._connection.abort()
+
+    def _awaited_reply(self) -> "asyncio.Future[Reply] | None":
+        """Return the future of the reply while somebody waits for it, once.
+
+        It is not kept: it holds the reply, which holds the stream, which must be free to be dropped.
+        """
+        reply, self._reply = self._reply, None
+        return None if reply is None or reply.done() else reply
 
     def _resume(self) -> None:
         if self.is_paused:

@@ -25,8 +25,10 @@ class Prober:
         while True:
             await asyncio.sleep(self._interval_s)
             dead = [worker for worker in self._pool if worker.health.state is State.DEAD]
-            await asyncio.gather(*(self._probe(worker) for worker in dead))
-            self._upstream.close_idle()
+            try:
+                await asyncio.gather(*(self._probe(worker) for worker in dead))
+            finally:
+                self._upstream.close_idle()
 
     async def _probe(self, worker: Worker) -> None:
         status = 404

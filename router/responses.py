@@ -1,6 +1,7 @@
 """Our replies as Starlette's responses, and every error of the router's own endpoints in one shape."""
 
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,7 +37,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 async def _http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = str(error.detail).lower().replace(" ", "_")
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     told = {"error": {"message": error.detail, "type": "HttpError", "code": code}}
     response = as_response(Reply.of_json(told, error.status_code))
     response.headers.update(error.headers or {})

@@ -8,8 +8,6 @@ from .forwarder import RETRY_AFTER_S
 from .responses import as_response
 from .workers import WorkerPool
 
-_READ = ["GET", "HEAD"]
-
 
 def status_routes(pool: WorkerPool, metrics: CollectorRegistry) -> APIRouter:
     """Return `/health`, `/liveness`, `/readiness` and `/metrics`."""
@@ -34,8 +32,8 @@ def status_routes(pool: WorkerPool, metrics: CollectorRegistry) -> APIRouter:
         """Return the metrics in Prometheus' text format."""
         return Response(generate_latest(metrics), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    router.add_api_route("/health", live, methods=_READ, operation_id="health")
-    router.add_api_route("/liveness", live, methods=_READ, operation_id="liveness")
-    router.add_api_route("/readiness", ready, methods=_READ, operation_id="readiness")
-    router.add_api_route("/metrics", show_metrics, methods=_READ, operation_id="metrics")
+    endpoints = {"/health": live, "/liveness": live, "/readiness": ready, "/metrics": show_metrics}
+    for path, endpoint in endpoints.items():
+        router.add_api_route(path, endpoint, methods=["GET"], operation_id=path.strip("/"))
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     return router

@@ -70,11 +70,13 @@ class Upstream:
 
     async def _connect(self, origin: Origin) -> Connection:
         loop = asyncio.get_running_loop()
+        connection = Connection(origin, loop, self._deadlines)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(origin, loop, self._deadlines), origin.host, origin.port
-                )
+                await loop.create_connection(lambda: connection, origin.host, origin.port)
+        except asyncio.CancelledError:
+            connection.abort()  # it may have been made in the same turn
+            raise
         except TimeoutError:
             raise ConnectFailed(
                 f"The worker {origin} took no connection within {self._connect_timeout_s:g} s"

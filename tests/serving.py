@@ -4,32 +4,32 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
 
 @contextlib.contextmanager
-def serve(app: Any, **uvicorn_options: Any) -> Iterator[str]:
-    """Serve `app` until the block ends; yields its URL, without trailing slash."""
+def serve(
+    app: Any, *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None, **uvicorn_options: Any
+) -> Iterator[str]:
+    """Serve `app` until the block ends; yields its URL, without trailing slash.
+
+    `loop_factory` makes the event loop, asyncio's own unless told otherwise.
+    """
     # Told that it is TCP, asyncio sends small packets at once; else a reply in two writes waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http="httptools",
-        lifespan="on",
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-        **uvicorn_options,
-    )
-    server = _ReportingServer(config)
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[listener])), name="serve", daemon=True
-    )
+    options: dict[str, Any] = {"http": "httptools", "lifespan": "on", "log_level": "warning"}
+    server = _ReportingServer(uvicorn.Config(app, timeout_graceful_shutdown=2, **options | uvicorn_options))
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=run, name="serve", daemon=True)
     thread.start()
     try:
         if not server.ready.wait(timeout=30) or not server.started:

@@ -1,5 +1,6 @@
 import asyncio
 
+import msgspec
 import pytest
 
 from espalier.calls import Call, Handler, MiddlewareBase, Reply, stack
@@ -41,6 +42,17 @@ def test_rewritten_call_has_the_new_body_and_leaves_the_old_one() -> None:
     assert (old.body, old.json()) == (b'{"a": 1}', {"a": 1})
 
 
+def test_call_whose_body_was_replaced_does_not_tell_of_the_old_one() -> None:
+    old = call(b'{"a": 1}')
+    old.json()
+    new = msgspec.structs.replace(old, body=b'{"b": 2}')
+    assert new.json() == {"b": 2}
+    assert old.json() == {"a": 1}
+    assert msgspec.structs.replace(old.with_json({"c": 3}), body=b'{"d": 4}').json() == {"d": 4}
+    with pytest.raises(BadRequest):
+        msgspec.structs.replace(old, body=b"{").json()
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -50,6 +62,8 @@ def test_rewritten_call_has_the_new_body_and_leaves_the_old_one() -> None:
         (b"[1]", "must be a JSON object, not an array"),
         (b"null", "must be a JSON object, not null"),
         (b"1", "must be a JSON object, not a number"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a":' * 100_000, "not valid JSON"),
     ],
 )
 def test_body_that_is_no_json_object_is_a_bad_request(body: bytes, message: str) -> None:

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,32 @@ def test_mistakes_end_with_one_sentence_and_status_2(arguments: tuple[str, ...],
     assert ended.returncode == 2
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+UNREADY = """
+from espalier.calls import MiddlewareBase
+from espalier.errors import ConfigError
+
+class Unready(MiddlewareBase):
+    async def start(self, forward):
+        raise ConfigError("the moon is not full")
+
+    async def __call__(self, call, forward):
+        return await forward(call)
+"""
+
+
+def test_plug_in_of_the_current_folder_is_found_and_its_refusal_to_start_is_told(tmp_path: Path) -> None:
+    (tmp_path / "of_ones_own.py").write_text(UNREADY)
+    command = Path(sysconfig.get_path("scripts")) / "espalier"
+    ended = subprocess.run(
+        [command, "router", "--host", "127.0.0.1", "--port", "0", "--middleware", "of_ones_own:Unready"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "espalier router: the moon is not full\n"
+    assert "router_ready" not in ended.stdout

@@ -87,14 +87,17 @@ def test_demo_writes_samples_and_metrics_and_stops_what_it_started(tmp_path: Pat
     assert len(rewards) == 2
 
 
-def test_interrupt_stops_everything_and_keeps_what_was_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupt_stops_everything_and_keeps_what_was_made(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path, *ENDLESS) as process:
         read_until(process, "step 2 of")
         started = children_of(process.pid)
-        process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=60)
+        process.send_signal(number)
+        read_until(process, "interrupted")
+        read_until(process, "stopping the workers")
+        process.send_signal(number)
+        process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in told
     assert (tmp_path / "out/samples.jsonl").exists()
     assert len(started) == 3
     assert all(is_gone(pid) for pid in started)
@@ -130,7 +133,12 @@ def test_port_in_use_ends_the_demo_with_one_clear_sentence(tmp_path: Path) -> No
         (("--prompt-data", "nowhere.jsonl"), "--prompt-data nowhere.jsonl: no such file"),
         (("--engine", "sglang"), "--engine sglang needs --model-path"),
         (("--engine-command", "run me"), "--engine-command must contain {port}"),
+        (
+            ("--engine-command", "run '{port}"),
+            "--engine-command cannot be split into words: No closing quotation",
+        ),
         (("--workers", "0"), "--workers 0: expected at least 1"),
+        (("--router-port", "70000"), "--router-port 70000: expected 0 to 65535"),
         (("--output-dir", "/proc/nowhere"), "--output-dir /proc/nowhere"),
     ],
 )

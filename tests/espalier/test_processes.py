@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -69,3 +70,40 @@ def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
             child.check()
     with pytest.raises(ChildDied, match="killed by SIGKILL"):
         child.check()
+
+
+def test_signals_do_not_cut_the_end_short(tmp_path: Path) -> None:
+    slow = python(
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        "    print('ending', flush=True); time.sleep(0.3); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('ready', flush=True)\n"
+        "while True: signal.pause()"
+    )
+    log = tmp_path / "log"
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
+
+    def interrupt() -> None:
+        while "ending" not in log.read_text():
+            child.check()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    try:
+        with Children() as children:
+            child = children.start("a child", slow, log, os.environ)
+            while "ready" not in log.read_text():
+                child.check()
+            interrupting = threading.Thread(target=interrupt)
+            interrupting.start()
+        interrupting.join()
+        assert caught == []
+        with pytest.raises(ChildDied, match="a child ended with status 0"):
+            child.check()
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -67,6 +67,8 @@ def test_flags_win_over_environment_over_toml_over_defaults(tmp_path: Path) -> N
         ("[thing]\nport = 'x'", "port: expected a whole number, not 'x'"),
         ("[thing]\nport = true", "port: expected a whole number, not True"),
         ("[thing]\nport = 1.5", "port: expected a whole number, not 1.5"),
+        ("[thing]\nratio = nan", "ratio: expected a finite number, not nan"),
+        ("[thing]\nratio = -inf", "ratio: expected a finite number, not -inf"),
         ("[thing]\nurls = 'x'", "urls: expected a list, not 'x'"),
         ("[thing]\nmode = 'odd'", "mode: expected one of fast, slow, not 'odd'"),
         ("thing = 1", "'thing' must be a table"),
@@ -90,6 +92,7 @@ def test_missing_config_file_is_told() -> None:
     [
         ({"THING_PORT": "x"}, "THING_PORT: expected a whole number, not 'x'"),
         ({"THING_LOUD": "perhaps"}, "THING_LOUD: expected true or false, not 'perhaps'"),
+        ({"THING_RATIO": "inf"}, "THING_RATIO: expected a finite number, not 'inf'"),
     ],
 )
 def test_environment_mistakes_are_told_with_the_variable(environment: dict[str, str], message: str) -> None:
@@ -100,6 +103,9 @@ def test_environment_mistakes_are_told_with_the_variable(environment: dict[str, 
 def test_flag_mistakes_are_told_with_the_flag() -> None:
     with pytest.raises(ConfigError, match="--port: expected a whole number, not 'x'"):
         load("--name", "n", "--port", "x")
+    for value in ("nan", "inf", "-inf", "1e999"):
+        with pytest.raises(ConfigError, match=f"--ratio: expected a finite number, not '{value}'"):
+            load("--name", "n", f"--ratio={value}")
 
 
 def test_missing_required_setting_is_told() -> None:

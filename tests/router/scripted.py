@@ -10,9 +10,13 @@ Script = Callable[[socket.socket, bytes], bool]
 
 
 @contextlib.contextmanager
-def scripted_worker(script: Script) -> Iterator[str]:
-    """Run `script` for every request until the block ends; yields the worker's URL."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+def scripted_worker(script: Script, listener: socket.socket | None = None) -> Iterator[str]:
+    """Run `script` for every request until the block ends; yields the worker's URL.
+
+    It listens on `listener`, where one is given, else on any free port.
+    """
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    listener.listen(128)
     open_sockets: list[socket.socket] = []
 
     def serve(client: socket.socket) -> None:

@@ -7,8 +7,18 @@ import pytest
 
 from espalier.calls import ByteStream, Reply
 from espalier.errors import UpstreamError, UpstreamTimeout
-from espalier.router.connection import HIGH_WATER_BYTES, WHOLE_BODY_MAX_BYTES, Connection, ConnectionDropped
+from espalier.router.connection import (
+    HIGH_WATER_BYTES,
+    MAX_HEAD_FIELDS,
+    WHOLE_BODY_MAX_BYTES,
+    Connection,
+    ConnectionDropped,
+)
 from espalier.router.delays import DelayQueue
+from espalier.router.origin import Origin
+
+WORKER = Origin.parse("http://worker:1")
+HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 class RecordingTransport(asyncio.Transport):
@@ -42,7 +52,7 @@ class Wire:
 
     def __init__(self, timeout_s: float = 60.0) -> None:
         loop = asyncio.get_running_loop()
-        self.connection = Connection("worker:1", loop, DelayQueue(timeout_s, Connection.time_out))
+        self.connection = Connection(WORKER, loop, DelayQueue(timeout_s, Connection.time_out))
         self.transport = RecordingTransport()
         self.connection.connection_made(self.transport)
         self.ended = 0
@@ -113,14 +123,18 @@ def test_interim_replies_are_skipped() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("field", [b"", b"Content-Length: 5\r\n"])
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
-def test_bodiless_statuses_end_at_the_head(status: bytes) -> None:
+def test_bodiless_statuses_end_at_the_head(status: bytes, field: bytes) -> None:
     async def test() -> None:
         wire = Wire()
         pending = wire.begin()
-        await wire.feed(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        await wire.feed(b"HTTP/1.1 " + status + b"\r\n" + field + b"\r\n")
         assert (await pending).body == b""
         assert wire.connection.is_reusable
+        following = wire.begin()
+        await wire.feed(HEAD + b"Content-Length: 1\r\n\r\na")
+        assert (await following).body == b"a"
 
     run(test)
 
@@ -263,6 +277,52 @@ def test_cancelled_exchange_closes_the_connection() -> None:
     run(test)
 
 
+def test_exchange_cancelled_as_its_reply_comes_leaves_the_connection_to_the_next() -> None:
+    async def test() -> None:
+        wire = Wire()
+        cancelled = wire.begin()
+        await asyncio.sleep(0)
+        following = wire.begin()
+        wire.connection.data_received(HEAD + b"Content-Length: 1\r\n\r\na")
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert not wire.transport.is_aborted
+        await wire.feed(HEAD + b"Content-Length: 1\r\n\r\nb")
+        assert (await following).body == b"b"
+        assert wire.ended == 2
+
+    run(test)
+
+
+def test_exchange_cancelled_as_its_reply_comes_leaves_the_connection_usable() -> None:
+    async def test() -> None:
+        wire = Wire()
+        cancelled = wire.begin()
+        await wire.feed(HEAD + b"Content-Length: 1\r\n\r\na")
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert wire.connection.is_reusable
+        assert not wire.transport.is_aborted
+
+    run(test)
+
+
+def test_stream_that_is_dropped_unread_is_given_up() -> None:
+    async def test() -> None:
+        wire = Wire()
+        pending = wire.begin()
+        await wire.feed(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await pending
+        del pending
+        await asyncio.sleep(0)
+        assert wire.transport.is_aborted
+        assert wire.ended == 1
+
+    run(test)
+
+
 @pytest.mark.parametrize("out_of_turn", [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"x"])
 def test_bytes_out_of_turn_close_the_connection(out_of_turn: bytes) -> None:
     async def test() -> None:
@@ -287,7 +347,16 @@ def test_second_reply_to_one_request_is_not_taken_for_the_next_ones() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("junk", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        HEAD + b"Content-Length: x\r\n\r\n",
+        b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 600 Odd\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"a: b\r\n" * (MAX_HEAD_FIELDS + 1) + b"\r\n",
+    ],
+)
 def test_what_is_not_http_is_an_upstream_error(junk: bytes) -> None:
     async def test() -> None:
         wire = Wire()
@@ -296,6 +365,16 @@ def test_what_is_not_http_is_an_upstream_error(junk: bytes) -> None:
         with pytest.raises(UpstreamError, match="not HTTP"):
             await pending
         assert wire.transport.is_aborted
+
+    run(test)
+
+
+def test_as_many_fields_as_are_allowed_are_passed_on() -> None:
+    async def test() -> None:
+        wire = Wire()
+        pending = wire.begin()
+        await wire.feed(HEAD + b"Content-Length: 0\r\n" + b"a: b\r\n" * (MAX_HEAD_FIELDS - 1) + b"\r\n")
+        assert len((await pending).headers) == MAX_HEAD_FIELDS
 
     run(test)
 
