@@ -323,6 +323,18 @@ def test_stream_that_is_dropped_unread_is_given_up() -> None:
     run(test)
 
 
+def test_connection_that_was_given_up_before_it_was_made_is_closed_once_it_is() -> None:
+    async def test() -> None:
+        connection = Connection(WORKER, asyncio.get_running_loop(), DelayQueue(60.0, Connection.time_out))
+        connection.abort()
+        transport = RecordingTransport()
+        connection.connection_made(transport)
+        assert transport.is_aborted
+        assert not connection.is_reusable
+
+    run(test)
+
+
 @pytest.mark.parametrize("out_of_turn", [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"x"])
 def test_bytes_out_of_turn_close_the_connection(out_of_turn: bytes) -> None:
     async def test() -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from espalier.errors import ConfigError
-from espalier.router.server import MAX_FILES, listen, raise_file_limit
+from espalier.router.server import MAX_FILES, listen
 from tests.router.running import url_of
 from tests.router.scripted import answering, reply, scripted_worker
 
@@ -153,11 +153,12 @@ def test_address_that_is_not_ours_is_told(host: str) -> None:
 
 
 def test_process_may_open_as_many_files_as_the_system_lets_it() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 512), before[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:
-        raise_file_limit()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert soft == (MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES))
+        with router_process() as (process, _):
+            raised = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            ended(process, signal.SIGTERM)
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised == (MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES), hard)
