@@ -28,7 +28,9 @@ class Origin:
             ascii_host = host.encode("idna").decode("ascii")
         except ValueError as error:
             raise _not_valid(url, str(error)) from None
-        is_plain = not (parts.query or parts.fragment or parts.username or parts.password)
+        is_plain = parts.path.isascii() and not (
+            parts.query or parts.fragment or parts.username or parts.password
+        )
         if (
             parts.scheme != "http"
             or not host

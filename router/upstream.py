@@ -78,6 +78,7 @@ class Upstream:
             connection.abort()  # it may have been made in the same turn
             raise
         except TimeoutError:
+            connection.abort()
             raise ConnectFailed(
                 f"The worker {origin} took no connection within {self._connect_timeout_s:g} s"
             ) from None

@@ -37,6 +37,7 @@ def test_url_is_read(url: str, host: str, port: int, authority: bytes, prefix: b
         "https://h:1",
         "ftp://h",
         "http://h:0",
+        "http://h:1/caf\u00e9",
         "http://h:99999",
         "http://h:-1",
         "http://h:port",
