@@ -4,6 +4,7 @@ Each child leads a process group of its own, so that Ctrl-C reaches it through u
 what it started itself (SGLang starts three processes) ends with it. Its output goes to a log file.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -114,10 +115,18 @@ class Children:
 
     def __enter__(self) -> Self:
         """Begin with no children."""
+        atexit.register(self._stop_undisturbed)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop all children: SIGTERM first, SIGKILL after a grace period. No signal cuts this short."""
+        """Stop all children: SIGTERM first, SIGKILL after a grace period. No signal cuts this short.
+
+        One that comes before the first line here ends this method, so the end of the process stops them too.
+        """
+        self._stop_undisturbed()
+        atexit.unregister(self._stop_undisturbed)
+
+    def _stop_undisturbed(self) -> None:
         ignored = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
         try:
             self._stop()

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -107,3 +108,26 @@ def test_signals_do_not_cut_the_end_short(tmp_path: Path) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_interrupt_at_the_very_start_of_the_end_leaves_no_child_behind(tmp_path: Path) -> None:
+    interrupted = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from espalier.processes import Children\n"
+        "def interrupt(frame, event, _):\n"
+        "    if event == 'call' and frame.f_code is Children.__exit__.__code__:\n"
+        "        sys.setprofile(None)\n"
+        "        raise KeyboardInterrupt\n"
+        "forever = [sys.executable, '-c', 'import signal; signal.pause()']\n"
+        "with Children() as children:\n"
+        "    child = children.start('a child', forever, Path(sys.argv[1]), os.environ)\n"
+        "    print(child._process.pid, flush=True)\n"
+        "    sys.setprofile(interrupt)\n"
+    )
+    ended = subprocess.run(
+        [*python(interrupted), str(tmp_path / "log")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "KeyboardInterrupt" in ended.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)
