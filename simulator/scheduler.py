@@ -23,6 +23,10 @@ from .prefix_cache import PrefixCache
 
 QUEUE_FULL = "The request queue is full."
 
+MAX_LATE_S = 0.2
+"""Decoding that is made up for when the clock is looked at late. A process that was stopped for longer has
+decoded nothing meanwhile."""
+
 
 class PauseMode(StrEnum):
     """What a pause does to generations that run: end them, put them back into the queue, or leave them."""
@@ -290,7 +294,7 @@ class Scheduler:
         """Return how many tokens each generation has sampled since the last look; None: to its end."""
         if self._latency.decodes_at_once:
             return None
-        elapsed = self._credit_s + now - self._looked_at
+        elapsed = self._credit_s + min(now - self._looked_at, MAX_LATE_S)
         steps, self._credit_s = self._latency.steps(elapsed, len(self._running))
         self._looked_at = now
         return steps

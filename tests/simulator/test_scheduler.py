@@ -78,8 +78,10 @@ def test_tokens_come_as_the_clock_moves_on() -> None:
 
         await after(0.15, 1)
         await after(0.1, 2)
-        await after(0.3, 5)
-        await after(1.0, 10)
+        await after(0.2, 4)
+        await after(0.2, 6)
+        await after(100.0, 8)  # the process was stopped, and sampled nothing meanwhile
+        await after(0.2, 10)
         assert generation.finish_reason == {"type": "length", "length": 10}
 
     in_loop(test)
