@@ -59,12 +59,15 @@ def read_request(client: socket.socket) -> bytes:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
             length = int(value)
-    while len(body) < length:
-        chunk = client.recv(65536)
+    whole = bytearray(head + b"\r\n\r\n" + body)
+    missing = length - len(body)
+    while missing > 0:
+        chunk = client.recv(1 << 20)
         if not chunk:
             return b""
-        body += chunk
-    return head + b"\r\n\r\n" + body
+        whole += chunk
+        missing -= len(chunk)
+    return bytes(whole)
 
 
 def reply(body: bytes = b"{}", *, status: str = "200 OK", fields: bytes = b"") -> bytes:
