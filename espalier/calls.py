@@ -65,6 +65,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "_parsed", parsed)
         return parsed[1]
 
+    def json_if_parsed(self) -> JsonObject | None:
+        """Return what `json` would, where somebody has asked for it already; else None."""
+        parsed = self._parsed
+        return parsed[1] if parsed is not None and parsed[0] is self.body else None
+
     def with_json(self, value: JsonObject) -> Self:
         """Return the same call with `value` as its body."""
         body = _encode_json(value)

@@ -6,8 +6,10 @@
     ├── HttpError              ends a call with a status
     │   ├── BadRequest         the client's request cannot be served              400
     │   ├── NotFound           no such worker, trajectory or path                 404
-    │   ├── PayloadTooLarge    the body is over the limit                         413
     │   ├── TokenMismatch      token ids and text do not belong together          409
+    │   ├── QueueTimeout       waited too long to be let in; try again later      408
+    │   ├── PayloadTooLarge    the body is over the limit                         413
+    │   ├── TooManyCalls       as many wait as may; try again later               429
     │   ├── NoWorkerAvailable  nothing to route to; try again later               503
     │   └── UpstreamError      the worker broke off or spoke no HTTP              502
     │       └── UpstreamTimeout                                                   504
@@ -55,6 +57,7 @@ class HttpError(EspalierError):
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        self.extra_headers: list[tuple[bytes, bytes]] = []
 
     def body(self) -> bytes:
         """Return the JSON body of the reply."""
@@ -64,7 +67,7 @@ class HttpError(EspalierError):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the reply's headers, lower-case names."""
-        headers = [(b"content-type", b"application/json")]
+        headers = [(b"content-type", b"application/json"), *self.extra_headers]
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(self.retry_after_s).encode()))
         return headers
@@ -96,6 +99,20 @@ class PayloadTooLarge(HttpError):
 
     status = 413
     code = "payload_too_large"
+
+
+class QueueTimeout(HttpError):
+    """The call waited too long for its turn and was not begun. Carries Retry-After."""
+
+    status = 408
+    code = "queue_timeout"
+
+
+class TooManyCalls(HttpError):
+    """As many calls as may wait are waiting already. Carries Retry-After."""
+
+    status = 429
+    code = "too_many_calls"
 
 
 class NoWorkerAvailable(HttpError):

@@ -10,16 +10,22 @@ from starlette.routing import BaseRoute
 from ..calls import stack
 from ..errors import BadRequest, ConfigError
 from ..version import __version__
+from .abort_routes import abort_routes
+from .aborts import ABORT_TIMEOUT_S, Aborter
+from .admission import Admission
 from .data_plane import DataPlane, Message, Receive, Scope, Send
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
+from .flights import Flights
 from .forwarder import Forwarder
 from .metrics import RouterCollector, registry_of
 from .plugins import make_middleware, make_policy
 from .prober import Prober
 from .responses import tell_errors
+from .retries import Backoff, RetryBudget, RetryPolicy
 from .settings import RouterSettings
 from .status_routes import status_routes
+from .tally import Tally
 from .upstream import Upstream
 from .worker_routes import worker_routes
 from .workers import WorkerPool
@@ -71,7 +77,11 @@ def create_app(settings: RouterSettings) -> RouterApp:
     )
     pool = _make_pool(settings)
     calls, control = _make_upstream(settings), _make_upstream(settings)
-    handlers = stack(middleware, Forwarder(pool, policy, calls))
+    tally, flights = Tally(), Flights()
+    aborter = Aborter(_make_abort_upstream(settings), tally)
+    retry = _make_retry_policy(settings)
+    forwarder = Forwarder(pool, policy, calls, aborter, flights=flights, tally=tally, retry=retry)
+    handlers = stack(middleware, forwarder)
     prober = Prober(
         pool,
         interval_s=settings.health_check_interval_secs,
@@ -83,6 +93,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
         async with contextlib.AsyncExitStack() as running:
             running.callback(calls.close_idle)
             running.callback(control.close_idle)
+            running.push_async_callback(aborter.aclose)
             for layer, forward in reversed(list(zip(middleware, handlers[1:], strict=True))):
                 await layer.start(forward)
                 running.push_async_callback(layer.aclose)
@@ -91,11 +102,17 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
-    app.data_plane = DataPlane(handlers[0], max_body_bytes=settings.max_payload_size)
+    app.data_plane = DataPlane(
+        handlers[0],
+        max_body_bytes=settings.max_payload_size,
+        admission=_make_admission(settings, tally),
+    )
+    fleet = Fleet(pool, control)
     routers = [
         worker_routes(pool),
-        fleet_routes(Fleet(pool, control)),
-        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, middleware))),
+        fleet_routes(fleet),
+        abort_routes(fleet, flights, aborter),
+        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, tally, middleware))),
         *(routes for layer in middleware if (routes := layer.routes()) is not None),
     ]
     app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
@@ -116,8 +133,37 @@ def _make_pool(settings: RouterSettings) -> WorkerPool:
 
 def _make_upstream(settings: RouterSettings) -> Upstream:
     return Upstream(
-        connect_timeout_s=settings.connect_timeout_secs, request_timeout_s=settings.request_timeout_secs
+        connect_timeout_s=settings.connect_timeout_secs,
+        request_timeout_s=settings.request_timeout_secs,
+        first_byte_timeout_s=settings.first_byte_timeout_secs,
+        between_bytes_timeout_s=settings.between_bytes_timeout_secs,
     )
+
+
+def _make_abort_upstream(settings: RouterSettings) -> Upstream:
+    return Upstream(connect_timeout_s=settings.connect_timeout_secs, request_timeout_s=ABORT_TIMEOUT_S)
+
+
+def _make_admission(settings: RouterSettings, tally: Tally) -> Admission | None:
+    if settings.max_concurrent_requests == -1:
+        return None
+    return Admission(
+        max_concurrent=settings.max_concurrent_requests,
+        queue_size=settings.queue_size,
+        queue_timeout_s=settings.queue_timeout_secs,
+        tally=tally,
+    )
+
+
+def _make_retry_policy(settings: RouterSettings) -> RetryPolicy:
+    backoff = Backoff(
+        initial_s=settings.retry_initial_backoff_ms / 1000,
+        multiplier=settings.retry_backoff_multiplier,
+        max_s=settings.retry_max_backoff_ms / 1000,
+        jitter=settings.retry_jitter_factor,
+    )
+    max_retries = 0 if settings.disable_retries else settings.retry_max_retries
+    return RetryPolicy(max_retries=max_retries, backoff=backoff, budget=RetryBudget())
 
 
 @contextlib.asynccontextmanager

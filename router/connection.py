@@ -29,6 +29,9 @@ WHOLE_BODY_MAX_BYTES: Final = 1 << 20
 HIGH_WATER_BYTES: Final = 256 << 10
 """Unread bytes of a stream at which reading from the worker pauses."""
 
+COPIED_BODY_MAX_BYTES: Final = 64 << 10
+"""Request bodies up to this length are joined with their head: one small copy for one write."""
+
 MAX_HEAD_FIELDS: Final = 1000
 """Header fields in one reply; a worker that sends more is broken."""
 
@@ -42,23 +45,73 @@ class ConnectFailed(UpstreamError):
     """The worker took no connection: nothing was sent, so the call may go elsewhere."""
 
 
+class ConnectTimeout(ConnectFailed):
+    """The worker neither took the connection nor refused it."""
+
+    status = UpstreamTimeout.status
+    code = "connect_timeout"
+
+
+class OutOfSockets(ConnectFailed):
+    """This process or machine has no socket left: it says nothing of the worker."""
+
+    status = 503
+    code = "out_of_sockets"
+
+
+class FirstByteTimeout(UpstreamTimeout):
+    """Not a byte of the reply came in time."""
+
+    code = "first_byte_timeout"
+
+
+class BetweenBytesTimeout(UpstreamTimeout):
+    """The reply began and then stood still for too long."""
+
+    code = "between_bytes_timeout"
+
+
 class ConnectionDropped(UpstreamError):
-    """The connection ended before a reply did. `reply_begun` tells whether a byte of it had come."""
+    """The connection ended before a reply did.
+
+    `reply_begun` tells whether a byte of it had come, `is_stale` whether the connection was an idle one that
+    had been closed at its other end.
+    """
 
     def __init__(self, message: str, *, reply_begun: bool) -> None:
         super().__init__(message)
         self.reply_begun = reply_begun
+        self.is_stale = False
+
+
+class Deadlines:
+    """How long the connections of one pool wait: for the whole reply, its first byte, the next one."""
+
+    __slots__ = ("between_bytes", "first_byte", "whole")
+
+    def __init__(
+        self, *, request_s: float, first_byte_s: float | None = None, between_bytes_s: float | None = None
+    ) -> None:
+        """Take seconds; None leaves a part to the deadline of the whole."""
+        self.whole: DelayQueue[Connection] = DelayQueue(request_s, Connection.time_out)
+        self.first_byte = _optional(first_byte_s, Connection.time_out_first_byte)
+        self.between_bytes = _optional(between_bytes_s, Connection.time_out_between_bytes)
+
+
+def _optional(
+    delay_s: float | None, expire: "Callable[[Connection], None]"
+) -> "DelayQueue[Connection] | None":
+    return None if delay_s is None else DelayQueue(delay_s, expire)
 
 
 class Connection(asyncio.Protocol):
     """A connection made by `loop.create_connection`; `origin` is named in errors."""
 
-    def __init__(
-        self, origin: Origin, loop: asyncio.AbstractEventLoop, deadlines: "DelayQueue[Connection]"
-    ) -> None:
+    def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.origin = origin
         self.loop = loop
         self._deadlines = deadlines
+        self._own_deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
@@ -70,12 +123,19 @@ class Connection(asyncio.Protocol):
         return self._reusable and self._exchange is None
 
     async def exchange(
-        self, request: bytes, *, head_only: bool, on_end: Callable[["Connection"], None]
+        self,
+        head: bytes,
+        body: bytes,
+        *,
+        head_only: bool,
+        on_end: Callable[["Connection"], None],
+        spent_s: float = 0.0,
     ) -> Reply:
         """Send a request, head and body; return its reply, whole or as a stream.
 
         `head_only` is for HEAD, whose reply has a length but no body. `on_end` is called once, when the
-        connection is done with this exchange. The deadline reaches to the last byte.
+        connection is done with this exchange. The deadline of the whole reaches to the last byte; `spent_s`
+        of it have gone by already.
 
         Raises: ConnectionDropped, UpstreamTimeout, UpstreamError (not HTTP). Giving up by cancellation
         closes the connection, which is how a worker learns of it.
@@ -86,8 +146,11 @@ class Connection(asyncio.Protocol):
         reply: asyncio.Future[Reply] = self.loop.create_future()
         exchange = _Exchange(self, reply, head_only=head_only, on_end=on_end)
         self._exchange = exchange
-        self._deadlines.add(self, self.loop)
-        transport.write(request)
+        self._watch(spent_s)
+        if len(body) > COPIED_BODY_MAX_BYTES:
+            transport.writelines((head, body))
+        else:
+            transport.write(head + body)
         try:
             return await reply
         except asyncio.CancelledError:
@@ -98,10 +161,19 @@ class Connection(asyncio.Protocol):
 
     def time_out(self) -> None:
         """End the exchange, whose deadline has passed."""
-        self._reusable = False
-        seconds = self._deadlines.delay_s
-        self._fail(f"The worker {self.origin} did not finish its reply within {seconds:g} s", UpstreamTimeout)
-        self.abort()
+        self._end_late("did not finish its reply", self._deadlines.whole.delay_s, UpstreamTimeout)
+
+    def time_out_first_byte(self) -> None:
+        """End the exchange: the reply has not begun."""
+        assert self._deadlines.first_byte is not None
+        self._end_late("did not begin its reply", self._deadlines.first_byte.delay_s, FirstByteTimeout)
+
+    def time_out_between_bytes(self) -> None:
+        """End the exchange: the reply does not go on."""
+        assert self._deadlines.between_bytes is not None
+        self._end_late(
+            "did not go on with its reply", self._deadlines.between_bytes.delay_s, BetweenBytesTimeout
+        )
 
     def abort(self) -> None:
         """Close at once; a pending exchange fails."""
@@ -123,7 +195,13 @@ class Connection(asyncio.Protocol):
         if self._exchange is None:
             self.abort()
             return
-        self._exchange.begun = True
+        if not self._exchange.begun:
+            self._exchange.begun = True
+            if self._deadlines.first_byte is not None:
+                self._deadlines.first_byte.discard(self)
+        if self._deadlines.between_bytes is not None:
+            self._deadlines.between_bytes.discard(self)
+            self._deadlines.between_bytes.add(self, self.loop)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -202,6 +280,8 @@ class Connection(asyncio.Protocol):
             if exchange.unread_bytes > HIGH_WATER_BYTES and self._transport is not None:
                 exchange.is_paused = True
                 self._transport.pause_reading()
+                if self._deadlines.between_bytes is not None:  # it is the client who is slow
+                    self._deadlines.between_bytes.discard(self)
 
     def on_message_complete(self) -> None:
         """End the exchange, unless what came was only an interim reply (1xx)."""
@@ -217,17 +297,45 @@ class Connection(asyncio.Protocol):
         """Go on reading after a pause."""
         if self._transport is not None:
             self._transport.resume_reading()
+            if self._deadlines.between_bytes is not None and self._exchange is not None:
+                self._deadlines.between_bytes.add(self, self.loop)
+
+    def _watch(self, spent_s: float) -> None:
+        deadlines = self._deadlines
+        if spent_s:
+            left_s = max(0.0, deadlines.whole.delay_s - spent_s)
+            self._own_deadline = self.loop.call_later(left_s, self.time_out)
+        else:
+            deadlines.whole.add(self, self.loop)
+        if deadlines.first_byte is not None:
+            deadlines.first_byte.add(self, self.loop)
+
+    def _unwatch(self) -> None:
+        deadlines = self._deadlines
+        deadlines.whole.discard(self)
+        if self._own_deadline is not None:
+            self._own_deadline.cancel()
+            self._own_deadline = None
+        if deadlines.first_byte is not None:
+            deadlines.first_byte.discard(self)
+        if deadlines.between_bytes is not None:
+            deadlines.between_bytes.discard(self)
+
+    def _end_late(self, what: str, delay_s: float, kind: type[UpstreamTimeout]) -> None:
+        self._reusable = False
+        self._fail(f"The worker {self.origin} {what} within {delay_s:g} s", kind)
+        self.abort()
 
     def _complete(self, exchange: "_Exchange") -> None:
         self._exchange = None
-        self._deadlines.discard(self)
+        self._unwatch()
         if not self._reusable and self._transport is not None:
             self._transport.close()
         exchange.complete()
 
     def _fail(self, message: str, kind: type[UpstreamError] | None = None) -> None:
         exchange, self._exchange = self._exchange, None
-        self._deadlines.discard(self)
+        self._unwatch()
         if exchange is not None:
             error = kind(message) if kind else ConnectionDropped(message, reply_begun=exchange.begun)
             exchange.fail(error)

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ..calls import Call, Handler, Reply
-from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge
+from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge, QueueTimeout, TooManyCalls
+from .admission import Admission
 from .delays import DelayQueue
 from .headers import end_to_end_request
 
@@ -32,9 +33,11 @@ _log = logging.getLogger("espalier.router")
 class DataPlane:
     """Serves every path that is not the router's own."""
 
-    def __init__(self, handler: Handler, *, max_body_bytes: int) -> None:
+    def __init__(self, handler: Handler, *, max_body_bytes: int, admission: Admission | None = None) -> None:
+        """Serve by `handler`; without `admission`, however many calls come."""
         self._handler = handler
         self._max_body_bytes = max_body_bytes
+        self._admission = admission
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
         self._unwatched: DelayQueue[_HangUpWatch] = DelayQueue(WATCH_AFTER_S, _HangUpWatch.start)
@@ -78,9 +81,15 @@ class DataPlane:
         watch = _HangUpWatch(receive, loop)
         self._unwatched.add(watch, loop)
         reply: Reply | None = None
+        is_inside = False
         try:
+            if self._admission is not None:
+                await self._admission.enter()
+                is_inside = True
             reply = await self._answer(call)
             await _write(send, reply, call.method)
+        except (QueueTimeout, TooManyCalls) as error:
+            await _write(send, Reply.of_error(error), call.method)
         except HttpError as error:
             _log.warning(
                 "event=reply_cut_short path=%s request_id=%s reason=%r",
@@ -97,6 +106,8 @@ class DataPlane:
         finally:
             self._unwatched.discard(watch)
             watch.stop()
+            if is_inside and self._admission is not None:
+                self._admission.leave()
             if reply is not None and not isinstance(reply.body, bytes):
                 await reply.body.aclose()
 

@@ -17,7 +17,6 @@ from .workers import Worker, WorkerPool
 
 FLEET_PATHS: Final = frozenset(
     {
-        "/abort_request",
         "/pause_generation",
         "/continue_generation",
         "/flush_cache",

@@ -14,18 +14,22 @@ def fleet_routes(fleet: Fleet) -> APIRouter:
 
     async def broadcast(request: Request) -> Response:
         """Send the call to every worker; tell how each one answered."""
-        path, query = request.url.path, request.url.query
-        call = Call(
-            method=request.method,
-            path=path,
-            target=f"{path}?{query}".encode() if query else path.encode(),
-            headers=end_to_end_request(request.headers.raw),
-            body=await request.body(),
-            request_id=request.headers.get("x-request-id", ""),
-        )
-        return as_response(await fleet.broadcast(call))
+        return as_response(await fleet.broadcast(await fleet_call(request)))
 
     for path in sorted(FLEET_PATHS):
         router.add_api_route(path, broadcast, methods=["POST"], operation_id=path.strip("/"))
     router.add_api_route("/flush_cache", broadcast, methods=["GET"], operation_id="flush_cache_by_get")
     return router
+
+
+async def fleet_call(request: Request) -> Call:
+    """Return a request to the router as the call that goes to workers."""
+    path, query = request.url.path, request.url.query
+    return Call(
+        method=request.method,
+        path=path,
+        target=f"{path}?{query}".encode() if query else path.encode(),
+        headers=end_to_end_request(request.headers.raw),
+        body=await request.body(),
+        request_id=request.headers.get("x-request-id", ""),
+    )

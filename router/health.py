@@ -27,6 +27,7 @@ class Signal(StrEnum):
 
     CALL_OK = "call_ok"
     CONNECT_FAILED = "connect_failed"
+    CALL_BROKEN = "call_broken"
     PROBE_OK = "probe_ok"
 
 

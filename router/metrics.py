@@ -10,15 +10,19 @@ from prometheus_client.registry import Collector
 from ..calls import Middleware
 from .data_plane import DataPlane
 from .health import State
+from .tally import Tally
 from .workers import WorkerPool
 
 
 class RouterCollector(Collector):
     """Reads the router's own counters, and those of its middleware."""
 
-    def __init__(self, pool: WorkerPool, data_plane: DataPlane, middleware: Sequence[Middleware]) -> None:
+    def __init__(
+        self, pool: WorkerPool, data_plane: DataPlane, tally: Tally, middleware: Sequence[Middleware]
+    ) -> None:
         self._pool = pool
         self._data_plane = data_plane
+        self._tally = tally
         self._middleware = middleware
 
     def collect(self) -> Iterable[Metric]:
@@ -45,6 +49,7 @@ class RouterCollector(Collector):
         yield CounterMetricFamily(
             "espalier_clients_hung_up", "Calls whose client went away.", self._data_plane.hung_up_total
         )
+        yield from _of_tally(self._tally)
         for layer in self._middleware:
             yield from _of_middleware(layer)
 
@@ -54,6 +59,20 @@ def registry_of(collector: Collector) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return registry
+
+
+def _of_tally(tally: Tally) -> Iterable[Metric]:
+    counters = (
+        ("espalier_retries", "Attempts after a call's first.", "reason", tally.retries),
+        ("espalier_aborts", "Generations whose worker was told to end them.", "cause", tally.aborts),
+        ("espalier_refused", "Calls that were not let in.", "reason", tally.refused),
+    )
+    for name, help_text, label, counts in counters:
+        family = CounterMetricFamily(name, help_text, labels=[label])
+        for value, count in counts.items():
+            family.add_metric([value], count)
+        yield family
+    yield GaugeMetricFamily("espalier_queue_length", "Calls that wait to be let in.", tally.waiting)
 
 
 def _of_middleware(layer: Middleware) -> Iterable[Metric]:

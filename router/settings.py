@@ -41,6 +41,41 @@ class RouterSettings:
     connect_timeout_secs: float = 5.0
     """Longest time for a worker to take a connection."""
 
+    first_byte_timeout_secs: float | None = None
+    """Longest time to the first byte of a reply; then the call is aborted and sent to another worker. A reply
+    that is not streamed begins when its generation ends. Without it, the time for the whole call counts."""
+
+    between_bytes_timeout_secs: float | None = None
+    """Longest time that a reply may stand still once it has begun; then 504, or the stream breaks off. While
+    generation is paused, streams stand still too."""
+
+    max_concurrent_requests: int = -1
+    """Calls at work at a time; more wait for their turn. -1 for any number."""
+
+    queue_size: int = 10_000
+    """Calls that may wait for their turn; more are answered 429."""
+
+    queue_timeout_secs: float = 60.0
+    """Longest time that a call waits for its turn; then 408."""
+
+    retry_max_retries: int = 5
+    """How often a call is sent again where that is safe, to workers it has not been to first."""
+
+    retry_initial_backoff_ms: int = 50
+    """Wait before a call is sent to a worker for the second time."""
+
+    retry_max_backoff_ms: int = 30_000
+    """Longest wait of that kind."""
+
+    retry_backoff_multiplier: float = 1.5
+    """Factor from each such wait to the next."""
+
+    retry_jitter_factor: float = 0.2
+    """Share of each wait that chance adds or takes."""
+
+    disable_retries: bool = False
+    """Send every call once."""
+
     health_failure_threshold: int = 3
     """Refused connections in a row after which a worker is dead, until a probe finds it again."""
 
@@ -71,14 +106,32 @@ class RouterSettings:
             raise ConfigError("--middleware none stands alone: it turns all middleware off")
         if len(set(self.middleware)) < len(self.middleware):
             raise ConfigError(f"--middleware {' '.join(self.middleware)}: each one only once")
+        if self.max_concurrent_requests != -1 and self.max_concurrent_requests < 1:
+            raise ConfigError(
+                f"--max-concurrent-requests {self.max_concurrent_requests}: expected 1 or more, or -1 for any"
+            )
+        for name in ("queue_size", "retry_max_retries", "retry_initial_backoff_ms", "retry_max_backoff_ms"):
+            _check(name, getattr(self, name) >= 0, getattr(self, name), "0 or more")
+        jitter = self.retry_jitter_factor
+        _check("retry_jitter_factor", 0 <= jitter <= 1, jitter, "0 to 1")
+        multiplier = self.retry_backoff_multiplier
+        _check("retry_backoff_multiplier", 1 <= multiplier <= 100, multiplier, "1 to 100")
         for name in (
             "max_payload_size",
             "request_timeout_secs",
             "connect_timeout_secs",
+            "first_byte_timeout_secs",
+            "between_bytes_timeout_secs",
+            "queue_timeout_secs",
             "health_failure_threshold",
             "health_check_interval_secs",
             "health_check_timeout_secs",
         ):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected more than 0")
+            is_good = value is None or (math.isfinite(value) and value > 0)
+            _check(name, is_good, value, "more than 0")
+
+
+def _check(name: str, holds: bool, value: object, expected: str) -> None:  # noqa: FBT001  the claim itself
+    if not holds:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")

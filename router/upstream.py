@@ -9,14 +9,28 @@ Each `Upstream` has connections of its own: a probe never shares one, or its dea
 """
 
 import asyncio
+import errno
 from collections import deque
 from typing import Final
 
 from ..calls import Call, Reply
-from .connection import ConnectFailed, Connection, ConnectionDropped
+from .connection import (
+    ConnectFailed,
+    Connection,
+    ConnectionDropped,
+    ConnectTimeout,
+    Deadlines,
+    OutOfSockets,
+)
 from .delays import DelayQueue
 from .headers import request_head
 from .origin import Origin
+
+_OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+"""What the system says where this side has no file or no port left for a connection."""
+
+RETRY_AFTER_S: Final = 1
+"""What a client is told to wait when there is no socket for its call: calls end all the time."""
 
 IDLE_TIMEOUT_S: Final = 2.0
 """How long an unused connection is kept; workers close theirs after 5 s."""
@@ -26,31 +40,58 @@ class Upstream:
     """Sends calls to origins, within `request_timeout_s` to the last byte of each reply."""
 
     def __init__(
-        self, *, connect_timeout_s: float, request_timeout_s: float, idle_timeout_s: float = IDLE_TIMEOUT_S
+        self,
+        *,
+        connect_timeout_s: float,
+        request_timeout_s: float,
+        first_byte_timeout_s: float | None = None,
+        between_bytes_timeout_s: float | None = None,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
-        self._deadlines: DelayQueue[Connection] = DelayQueue(request_timeout_s, Connection.time_out)
+        self._deadlines = Deadlines(
+            request_s=request_timeout_s,
+            first_byte_s=first_byte_timeout_s,
+            between_bytes_s=between_bytes_timeout_s,
+        )
         self._idle: dict[Origin, deque[Connection]] = {}
         self._expiries: DelayQueue[Connection] = DelayQueue(idle_timeout_s, self._drop)
 
-    async def send(self, origin: Origin, call: Call) -> Reply:
-        """Send `call`; return its reply, whole or as a stream.
+    async def send(
+        self,
+        origin: Origin,
+        call: Call,
+        *,
+        body: bytes | None = None,
+        spent_s: float = 0.0,
+        on_fresh: bool = False,
+        may_resend: bool = True,
+    ) -> Reply:
+        """Send `call`, with `body` in place of its own if given; return its reply, whole or as a stream.
+
+        `spent_s` of the time for the request have gone by. `on_fresh` asks for a new connection. With
+        `may_resend`, a kept connection that turns out dead costs nothing; else it is told as `is_stale`.
 
         Raises: ConnectFailed (nothing was sent), ConnectionDropped, UpstreamTimeout, UpstreamError.
         """
+        content = call.body if body is None else body
         head = request_head(
-            call.method, origin.prefix + call.target, origin.authority, call.headers, len(call.body)
+            call.method, origin.prefix + call.target, origin.authority, call.headers, len(content)
         )
-        request = head + call.body
         head_only = call.method == "HEAD"
-        connection = self._take(origin)
+        connection = None if on_fresh else self._take(origin)
         if connection is None:
             connection = await self._connect(origin)
-            return await connection.exchange(request, head_only=head_only, on_end=self._keep)
+            return await connection.exchange(
+                head, content, head_only=head_only, on_end=self._keep, spent_s=spent_s
+            )
         try:
-            return await connection.exchange(request, head_only=head_only, on_end=self._keep)
+            return await connection.exchange(
+                head, content, head_only=head_only, on_end=self._keep, spent_s=spent_s
+            )
         except ConnectionDropped as error:
-            if error.reply_begun:
+            error.is_stale = not error.reply_begun
+            if error.reply_begun or not may_resend:
                 raise
             dropped = error
         try:
@@ -58,7 +99,9 @@ class Upstream:
         except ConnectFailed:
             # The worker may have read the request before it went: this is no "nothing was sent".
             raise dropped from None
-        return await connection.exchange(request, head_only=head_only, on_end=self._keep)
+        return await connection.exchange(
+            head, content, head_only=head_only, on_end=self._keep, spent_s=spent_s
+        )
 
     def close_idle(self) -> None:
         """Close all connections that no call is using."""
@@ -79,10 +122,16 @@ class Upstream:
             raise
         except TimeoutError:
             connection.abort()
-            raise ConnectFailed(
+            raise ConnectTimeout(
                 f"The worker {origin} took no connection within {self._connect_timeout_s:g} s"
             ) from None
         except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno in _OUT_OF_SOCKETS:
+                raise OutOfSockets(
+                    f"The router has no socket left to reach {origin} with ({error.strerror}): raise its"
+                    " limit of open files, or lower --max-concurrent-requests",
+                    retry_after_s=RETRY_AFTER_S,
+                ) from None
             raise ConnectFailed(f"The worker {origin} took no connection: {error}") from None
         return connection
 

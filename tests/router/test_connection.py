@@ -11,10 +11,12 @@ from espalier.router.connection import (
     HIGH_WATER_BYTES,
     MAX_HEAD_FIELDS,
     WHOLE_BODY_MAX_BYTES,
+    BetweenBytesTimeout,
     Connection,
     ConnectionDropped,
+    Deadlines,
+    FirstByteTimeout,
 )
-from espalier.router.delays import DelayQueue
 from espalier.router.origin import Origin
 
 WORKER = Origin.parse("http://worker:1")
@@ -50,18 +52,20 @@ class RecordingTransport(asyncio.Transport):
 class Wire:
     """A connection, its transport, and what the connection said at the end of each exchange."""
 
-    def __init__(self, timeout_s: float = 60.0) -> None:
+    def __init__(self, timeout_s: float = 60.0, **deadlines_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self.connection = Connection(WORKER, loop, DelayQueue(timeout_s, Connection.time_out))
+        self.connection = Connection(WORKER, loop, Deadlines(request_s=timeout_s, **deadlines_s))
         self.transport = RecordingTransport()
         self.connection.connection_made(self.transport)
         self.ended = 0
 
-    def begin(self, *, head_only: bool = False) -> "asyncio.Task[Reply]":
+    def begin(self, *, head_only: bool = False, spent_s: float = 0.0) -> "asyncio.Task[Reply]":
         def on_end(connection: Connection) -> None:
             self.ended += 1
 
-        exchange = self.connection.exchange(b"GET / HTTP/1.1\r\n\r\n", head_only=head_only, on_end=on_end)
+        exchange = self.connection.exchange(
+            b"GET / HTTP/1.1\r\n\r\n", b"", head_only=head_only, on_end=on_end, spent_s=spent_s
+        )
         return asyncio.ensure_future(exchange)
 
     async def feed(self, data: bytes) -> None:
@@ -325,7 +329,7 @@ def test_stream_that_is_dropped_unread_is_given_up() -> None:
 
 def test_connection_that_was_given_up_before_it_was_made_is_closed_once_it_is() -> None:
     async def test() -> None:
-        connection = Connection(WORKER, asyncio.get_running_loop(), DelayQueue(60.0, Connection.time_out))
+        connection = Connection(WORKER, asyncio.get_running_loop(), Deadlines(request_s=60.0))
         connection.abort()
         transport = RecordingTransport()
         connection.connection_made(transport)
@@ -409,5 +413,74 @@ def test_connection_close_is_honoured() -> None:
         await pending
         assert wire.transport.is_closed
         assert not wire.connection.is_reusable
+
+    run(test)
+
+
+def test_each_deadline_says_which_one_passed() -> None:
+    async def test() -> None:
+        first = Wire(first_byte_s=0.01)
+        with pytest.raises(FirstByteTimeout, match=r"did not begin its reply within 0\.01 s"):
+            await first.begin()
+        whole = Wire(0.01)
+        with pytest.raises(UpstreamTimeout, match=r"did not finish its reply within 0\.01 s"):
+            await whole.begin()
+        between = Wire(between_bytes_s=0.01)
+        pending = between.begin()
+        await between.feed(HEAD + b"Content-Length: 5\r\n\r\nab")
+        with pytest.raises(BetweenBytesTimeout, match=r"did not go on with its reply within 0\.01 s"):
+            await pending
+        assert all(wire.transport.is_aborted and wire.ended == 1 for wire in (first, whole, between))
+
+    run(test)
+
+
+def test_reply_that_has_begun_is_past_the_deadline_of_its_first_byte() -> None:
+    async def test() -> None:
+        wire = Wire(first_byte_s=0.01, between_bytes_s=60.0)
+        pending = wire.begin()
+        await wire.feed(b"H")
+        await asyncio.sleep(0.05)
+        await wire.feed(b"TTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab")
+        assert await read(await pending) == b"ab"
+
+    run(test)
+
+
+def test_reader_who_is_slow_does_not_let_the_worker_run_into_its_deadline() -> None:
+    async def test() -> None:
+        wire = Wire(between_bytes_s=0.01)
+        pending = wire.begin()
+        size = HIGH_WATER_BYTES + 2
+        await wire.feed(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size + b"a" * (size - 1))
+        reply = await pending
+        assert wire.transport.reads_paused
+        await asyncio.sleep(0.05)
+        stream = stream_of(reply)
+        assert len(await anext(aiter(stream))) == size - 1
+        with pytest.raises(BetweenBytesTimeout):
+            await anext(aiter(stream))
+
+    run(test)
+
+
+def test_what_earlier_attempts_took_is_missing_from_the_time_for_the_whole() -> None:
+    async def test() -> None:
+        wire = Wire(60.0)
+        with pytest.raises(UpstreamTimeout, match="within 60 s"):
+            await wire.begin(spent_s=59.99)
+
+    run(test)
+
+
+def test_deadlines_of_an_exchange_that_ended_do_not_reach_the_next() -> None:
+    async def test() -> None:
+        wire = Wire(60.0, first_byte_s=60.0, between_bytes_s=0.02)
+        for _ in range(2):
+            pending = wire.begin(spent_s=59.9)
+            await wire.feed(HEAD + b"Content-Length: 1\r\n\r\na")
+            assert await read(await pending) == b"a"
+        await asyncio.sleep(0.2)
+        assert wire.connection.is_reusable
 
     run(test)

@@ -29,18 +29,18 @@ def test_status_tells_whether_all_some_or_no_workers_succeeded() -> None:
         closed_port_url() as dead,
         router(alive) as client,
     ):
-        answer = client.post("/abort_request", json={"abort_all": True})
+        answer = client.post("/flush_cache")
         assert answer.status_code == 200
         assert [result["body"] for result in answer.json()["results"].values()] == [None]
         client.post("/add_worker", params={"url": dead})
-        assert client.post("/abort_request").status_code == 207
+        assert client.post("/flush_cache").status_code == 207
         client.post("/remove_worker", params={"url": alive})
-        refused = client.post("/abort_request")
+        refused = client.post("/flush_cache")
         assert refused.status_code == 502
         (result,) = refused.json()["results"].values()
         assert "took no connection" in result["body"]["error"]
         client.post("/remove_worker", params={"url": dead})
-        assert client.post("/abort_request").status_code == 503
+        assert client.post("/flush_cache").status_code == 503
 
 
 def test_workers_are_asked_at_the_same_time() -> None:
