@@ -10,8 +10,9 @@ from .results import MAX_FOREIGN_SHARE, Results, Row
 from .scenarios import Scenario
 from .subjects import NO_ROUTER, PLAIN, RECORDING, SGLANG, SMG, SUBJECTS, VLLM, Subject
 
-BEGIN: Final = "<!-- The rest is written by `make bench`. -->"
-"""Everything after this line of the document is generated."""
+BEGIN: Final = "<!-- Written by `make bench`: begin -->"
+END: Final = "<!-- Written by `make bench`: end -->"
+"""What stands between these two lines of the document is generated."""
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,15 +41,15 @@ GOALS: Final = (
 def write_document(results: Results, document: Path, plot_name: str) -> None:
     """Write the generated part of `document` anew.
 
-    Raises: ValueError where the document has no line `BEGIN`.
+    Raises: ValueError where the document does not say where that is.
     """
-    text = document.read_text()
-    kept, found, _ = text.partition(BEGIN)
-    if not found:
-        raise ValueError(f"{document} has no line {BEGIN!r}")
+    before, begun, rest = document.read_text().partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        raise ValueError(f"{document} needs the lines {BEGIN!r} and {END!r}")
     alt = "Replies a second of every router, for replies of 16, 1,024 and 16,384 tokens"
-    generated = f"{BEGIN}\n\n{_origin(results)}\n\n![{alt}]({plot_name})\n\n{markdown(results)}"
-    document.write_text(kept + generated)
+    generated = f"{_origin(results)}\n\n![{alt}]({plot_name})\n\n{markdown(results)}"
+    document.write_text(f"{before}{BEGIN}\n\n{generated}\n{END}{after}")
 
 
 def markdown(results: Results) -> str:
