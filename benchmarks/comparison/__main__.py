@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .answers import worker_answers
 from .environment import Environment, prepare
-from .experiment import Experiment, decoding_us
+from .experiment import Experiment, WorkerFailed, decoding_us
 from .machine import machine, revision, versions
 from .nginx import echo_module
 from .processes import SEARCH_PATH
@@ -102,7 +102,12 @@ def _measure(
         for scenario in scenarios:
             yardstick_us.append(decoding_us())
             print(f"{scenario} (yardstick {yardstick_us[-1]:,.0f} µs)", flush=True)
-            outcome = experiment.run(scenario)
+            try:
+                outcome = experiment.run(scenario)
+            except WorkerFailed as error:
+                missing[str(scenario)] = str(error)
+                print(f"  {error}", file=sys.stderr, flush=True)
+                continue
             for row in outcome.rows:
                 rates = "  ".join(f"{each.replies_per_s:9,.0f}" for each in row.rounds)
                 print(f"  {row.subject:20} {rates}  replies/s", flush=True)

@@ -44,6 +44,10 @@ class SubjectFailed(Exception):
     """A subject does not give the worker's reply; the message says what it does."""
 
 
+class WorkerFailed(Exception):
+    """The worker itself does not give its reply: nothing can be measured."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Measured:
     """A subject that runs, and what was measured of it so far."""
@@ -83,7 +87,7 @@ class Experiment:
     def run(self, scenario: Scenario) -> Outcome:
         """Measure every subject in `scenario`.
 
-        Raises: SubjectFailed where the worker itself does not answer.
+        Raises: WorkerFailed.
         """
         folder = _made(self.folder / "worker")
         port = free_port()
@@ -91,7 +95,10 @@ class Experiment:
             worker = stack.enter_context(
                 static_worker(scenario, port=port, answers=self.answers, core=LOAD_CORE, folder=folder)
             )
-            _wait_for_reply("the static worker", port, worker, scenario)
+            try:
+                _wait_for_reply("the static worker", port, worker, scenario)
+            except SubjectFailed as error:
+                raise WorkerFailed(str(error)) from None
             outcome = Outcome()
             measured = self._start(scenario, port, stack, outcome)
             for number in range(self.rounds + 1):

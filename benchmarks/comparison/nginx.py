@@ -47,7 +47,8 @@ http {{
 """
 
 _WORKER = """
-  sendfile on;
+  sendfile off;
+  output_buffers 2 1m;
   root {folder}/files;
   server {{
     listen 127.0.0.1:{port} backlog=4096;
@@ -67,9 +68,10 @@ _PROXY = """
       proxy_pass http://worker;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
-      proxy_buffering {buffering};
-      proxy_buffers 64 16k;
-      proxy_max_temp_file_size 0;
+      proxy_buffering off;
+      proxy_buffer_size {buffer_kib}k;
+      proxy_buffers 8 {buffer_kib}k;
+      proxy_busy_buffers_size {busy_kib}k;
     }}
   }}
 """
@@ -95,11 +97,10 @@ def static_worker(
 
     `answers` has the bodies of its other paths.
     """
-    for path, answer in answers.items():
+    for path, content in {**answers, "/reply.json": whole_reply(scenario.tokens)}.items():
         file = folder / "files" / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(answer)
-    (folder / "files" / "reply.json").write_bytes(whole_reply(scenario.tokens))
+        file.write_bytes(content)
     generate = _echoed(stream_events(scenario.tokens)) if scenario.is_streamed else _WHOLE
     body = _WORKER.format(folder=folder, port=port, generate=generate)
     with running(_command(folder, body), core=core, log=folder / "nginx.log") as process:
@@ -108,8 +109,9 @@ def static_worker(
 
 def proxy_command(scenario: Scenario, *, port: int, worker_port: int, folder: Path) -> list[str]:
     """Return the command that runs nginx as a proxy in front of a worker."""
-    buffering = "off" if scenario.is_streamed else "on"
-    return _command(folder, _PROXY.format(port=port, worker_port=worker_port, buffering=buffering))
+    buffer_kib = 256 if scenario.tokens > 1024 and not scenario.is_streamed else 64
+    ports = {"port": port, "worker_port": worker_port}
+    return _command(folder, _PROXY.format(**ports, buffer_kib=buffer_kib, busy_kib=2 * buffer_kib))
 
 
 def _command(folder: Path, body: str) -> list[str]:
@@ -128,6 +130,6 @@ def _echoed(events: list[bytes]) -> str:
     for event in events:
         text = event.decode()
         words = [text[at : at + MAX_WORD_BYTES] for at in range(0, len(text), MAX_WORD_BYTES)]
-        lines += ["echo -n '{}';".format(word.replace("\n", "\\n")) for word in words]
+        lines += ["echo -n -- '{}';".format(word.replace("\n", "\\n")) for word in words]
         lines += ["echo_flush;", f"echo_sleep {EVENT_GAP_S};"]
     return "\n".join(lines[:-1])
