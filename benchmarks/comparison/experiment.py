@@ -162,6 +162,7 @@ class Experiment:
         answered = load.calls - failed
         measured.rounds.append(
             Round(
+                replies=answered,
                 replies_per_s=answered / load.duration_us * 1e6,
                 p50_ms=load.p50_us / 1e3,
                 p99_ms=load.p99_us / 1e3,

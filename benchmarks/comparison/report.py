@@ -54,7 +54,7 @@ def write_document(results: Results, document: Path, plot_name: str) -> None:
 
 def markdown(results: Results) -> str:
     """Return the report, without the plot."""
-    blocks = ["### Goals", _table(["goal", "measured", ""], list(_goals(results)))]
+    blocks = ["### Goals", _table(["goal", "replies/s", "", "by CPU time"], list(_goals(results)))]
     for is_streamed in (False, True):
         scenarios = [each for each in results.scenarios if each.is_streamed == is_streamed]
         if not scenarios:
@@ -69,10 +69,11 @@ def markdown(results: Results) -> str:
 
 def _origin(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(results.versions.items()))
+    rounds = max(len(row.rounds) for row in results.rows)
     low, high = min(results.yardstick_us), max(results.yardstick_us)
     return (
         f"Measured on {results.day}, Espalier {results.revision}. {results.machine}. {versions}."
-        f" Yardstick: {low:,.0f} to {high:,.0f} µs."
+        f" Rounds: {rounds}. Yardstick: {low:,.0f} to {high:,.0f} µs."
     )
 
 
@@ -84,31 +85,41 @@ def _goals(results: Results) -> Iterator[list[str]]:
             what += f"{goal.least:,.0f} replies/s"
             value = ours.replies_per_s if ours is not None else None
             told = f"{value:,.0f}" if value is not None else "-"
+            by_cpu = f"{ours.replies_per_cpu_s:,.0f}" if ours and ours.replies_per_cpu_s else "-"
         else:
             what += f"{goal.least:.1f} x {goal.over.name}"
             theirs = results.row(goal.over.name, goal.scenario)
             value = ours.replies_per_s / theirs.replies_per_s if ours and theirs else None
             told = f"{value:.2f} x" if value is not None else "-"
+            by_cpu = _cpu_ratio(ours, theirs)
         verdict = "not measured" if value is None else "reached" if value >= goal.least else "not reached"
-        yield [what, told, verdict]
+        yield [what, told, verdict, by_cpu]
+
+
+def _cpu_ratio(ours: Row | None, theirs: Row | None) -> str:
+    if not (ours and theirs and ours.replies_per_cpu_s and theirs.replies_per_cpu_s):
+        return "-"
+    return f"{ours.replies_per_cpu_s / theirs.replies_per_cpu_s:.2f} x"
 
 
 def _rate(row: Row, results: Results) -> str:
     bounded = "≥ " if row.is_bounded_by_load else "~ " if row.foreign_share > MAX_FOREIGN_SHARE else ""
+    if row.is_too_short:
+        return "too few"
     failed = f" ({row.failed} failed)" if row.failed else ""
     told = f"{bounded}{row.replies_per_s:,.0f}{failed}"
     ours = results.row(PLAIN.name, row.scenario)
-    if ours is None or row.subject in (PLAIN.name, NO_ROUTER.name):
+    if ours is None or ours.is_too_short or row.subject in (PLAIN.name, NO_ROUTER.name):
         return told
-    return f"{told} ({ours.replies_per_s / max(row.replies_per_s, 1e-9):.2f} x)"
+    return f"{told} ({ours.replies_per_s / row.replies_per_s:.2f} x)"
 
 
 def _latency(row: Row, _: Results) -> str:
-    return f"{_ms(row.p50_ms)} / {_ms(row.p99_ms)}"
+    return "-" if row.is_too_short else f"{_ms(row.p50_ms)} / {_ms(row.p99_ms)}"
 
 
 def _cpu(row: Row, _: Results) -> str:
-    return "-" if row.cpu_s_per_1000 is None else f"{row.cpu_s_per_1000:.3f}"
+    return "-" if row.cpu_s_per_1000 is None or row.is_too_short else f"{row.cpu_s_per_1000:.3f}"
 
 
 def _memory(row: Row, _: Results) -> str:
@@ -142,6 +153,8 @@ def _notes(results: Results) -> Iterator[str]:
         "“≥”: the router's core was idle for more than a tenth of the time; it waited for the client and the"
         " worker, and could do more."
     )
+    if any(row.is_too_short for row in results.rows):
+        yield "“too few”: fewer replies than connections came in the time of a measurement."
     if any(row.foreign_share > MAX_FOREIGN_SHARE for row in results.rows):
         yield (
             "“~”: other programs took more than a tenth of the router's core; replies/s and latency are worse"
@@ -154,8 +167,11 @@ def _notes(results: Results) -> Iterator[str]:
         if anew:
             yield f"{subject.name}: the worker's reply is {anew[0].reply} ({len(anew)} scenarios)."
     for row in results.rows:
-        if row.recorded_share is not None and row.recorded_share < 1:
+        if row.recorded_share is not None and 0 < row.recorded_share < 1:
             yield f"{row.subject}, {row.scenario}: {row.recorded_share:.0%} of the calls were recorded."
+    unrecorded = [str(row.scenario) for row in results.rows if row.recorded_share == 0]
+    if unrecorded:
+        yield f"{RECORDING.name}: nothing is recorded, calls pass through, at {'; '.join(unrecorded)}."
 
 
 def _table(heads: list[str], lines: list[list[str]]) -> str:

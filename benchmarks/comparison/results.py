@@ -18,6 +18,7 @@ MAX_FOREIGN_SHARE: Final = 0.1
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement of a subject. The shares are of its core's time: its own, and nobody's."""
 
+    replies: int
     replies_per_s: float
     p50_ms: float
     p99_ms: float
@@ -59,9 +60,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.median(known) if known else None
 
     @property
+    def replies_per_cpu_s(self) -> float | None:
+        """Replies for each second of the router's CPU time: what is left when nobody else limits it."""
+        cpu_s = self.cpu_s_per_1000
+        return 1000 / cpu_s if cpu_s else None
+
+    @property
     def failed(self) -> int:
         """Calls that failed, in all rounds."""
         return sum(each.failed for each in self.rounds)
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether not even one reply a connection came: such figures say nothing but that it is slow."""
+        return statistics.median(each.replies for each in self.rounds) < self.scenario.connections
 
     @property
     def is_bounded_by_load(self) -> bool:
