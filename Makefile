@@ -61,8 +61,8 @@ format: $(DEVELOPMENT) ## format the code and apply the safe fixes
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(DEVELOPMENT) ## measure the router's calls a second on one core (needs wrk)
-	@$(BIN)/python benchmarks/forwarding.py $(ARGS)
+bench: $(DEVELOPMENT) ## measure the router beside others, 20 minutes; ARGS=--quick: 2 (needs wrk and nginx)
+	@$(BIN)/python -m benchmarks.comparison $(ARGS)
 
 engine: $(DEVELOPMENT) ## make the SGLang environment of the engine tests, once, in .engine
 	@$(BIN)/python tests/engine/environment.py prepare > /dev/null
@@ -70,7 +70,7 @@ engine: $(DEVELOPMENT) ## make the SGLang environment of the engine tests, once,
 setup: $(DEVELOPMENT) ## make .venv with everything that development needs
 
 clean: ## remove what the targets made: .venv, .engine, caches, runs
-	rm -rf $(VENV) .engine runs build dist *.egg-info .coverage coverage.xml \
+	rm -rf $(VENV) .engine .bench runs build dist *.egg-info .coverage coverage.xml \
 	  .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
