@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from ..errors import ConfigError
+from .allocator import keep_freed_memory
 from .app import RouterApp, create_app
 from .protocol import CoalescingProtocol
 from .settings import RouterSettings
@@ -36,6 +37,7 @@ def run(settings: RouterSettings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     app = create_app(settings)
     raise_file_limit()
+    keep_freed_memory()
     with listen(settings.host, settings.port) as listener:
         gc.collect()
         gc.freeze()
