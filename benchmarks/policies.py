@@ -84,6 +84,9 @@ POLICIES: Final[dict[str, Callable[[int], Policy]]] = {
     "prefix_affinity abs=10 rel=1.2": lambda _: PrefixAffinity(
         balance_abs_threshold=10, balance_rel_threshold=1.2
     ),
+    "prefix_affinity abs=5 rel=1.2": lambda _: PrefixAffinity(
+        balance_abs_threshold=5, balance_rel_threshold=1.2
+    ),
     "SGLang's rule": lambda _: CacheAwareRule(),
     "SGLang's rule abs=10 rel=1.2": lambda _: CacheAwareRule(
         balance_abs_threshold=10, balance_rel_threshold=1.2

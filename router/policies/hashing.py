@@ -44,6 +44,10 @@ class WorkerRing:
         self._members: set[str] = set()
         self._points: list[tuple[int, str]] = []
 
+    def __len__(self) -> int:
+        """Count the workers on the ring: at most three times as many as are candidates."""
+        return len(self._members)
+
     def positions(self, key: bytes, candidates: Sequence[Candidate]) -> Iterator[int]:
         """Yield positions in `candidates`, the key's own worker first; each comes at least once."""
         if candidates is not self._candidates:

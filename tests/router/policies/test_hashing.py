@@ -8,6 +8,7 @@ from espalier.calls import Call
 from espalier.errors import ConfigError
 from espalier.policies import Policy
 from espalier.router.policies import ConsistentHashing, Deterministic
+from espalier.router.policies.hashing import WorkerRing
 from tests.router.policies.spots import Spot, call, ordinals, spots
 
 SESSIONS = [call(x_smg_routing_key=f"session-{number}") for number in range(2_000)]
@@ -73,6 +74,13 @@ class TestRing:
         policy.choose(calls[0], workers)
         del workers[0]
         assert {policy.choose(each, workers).ordinal for each in calls[:50]} == {2}
+
+
+def test_ring_forgets_workers_that_stay_away() -> None:
+    ring, staying = WorkerRing(), spots(3)
+    for number in range(100):
+        next(ring.positions(b"key", (*staying, Spot(number, host=f"passing-{number}"))))
+        assert len(ring) <= 3 * 4
 
 
 def key_and_other_calls() -> list[tuple[Call, Call]]:
