@@ -137,11 +137,11 @@ def two_by_checksum() -> Iterator[PrefixAffinity]:
         yield policy
 
 
-def test_memory_stays_bounded_over_a_million_distinct_prompts() -> None:
+def test_memory_stays_bounded_however_many_prompts_come() -> None:
     """The prompts used last are the ones that are kept."""
     places, budget = PromptPlaces(max_bytes=100_000), 100_000
     keep, homed = b"the one that is used again and again", 7
-    for number in range(1_000_000):
+    for number in range(200_000):
         prompt = b"%d,%d," % (number % 1_000, number)
         places.add(prompt, places.match(prompt), number)
         if number % 20 == 0:

@@ -95,7 +95,7 @@ def test_least_inflight_never_takes_one_that_holds_more_than_another(loads: list
 
 
 def test_ties_by_checksum_depend_on_the_body_and_the_urls_alone() -> None:
-    """As VERL's full determinism has it; there the order of joining counts too."""
+    """Workers that joined in another order are still the same workers."""
     bodies = [call(b"%d" % number) for number in range(200)]
     ascending = tuple(Spot(ordinal, host=host) for ordinal, host in enumerate("abcd"))
     descending = tuple(Spot(ordinal, host=host) for ordinal, host in enumerate("dcba"))
