@@ -3,7 +3,7 @@
 usage: python benchmarks/policies.py [--seeds 5] [--scenario NAME ...] [--groups N]
 
 Everything happens in virtual time and in one process; the policies are the router's own, and the figures of a
-seed are the same on every machine. A table's figures are medians over the seeds.
+seed are the same on every machine. A table's figures are medians over the seeds, with the makespan's range.
 """
 
 import argparse
@@ -201,8 +201,10 @@ def main() -> None:
         for policy, make in POLICIES.items():
             runs = [Rollout(scenario, make(seed), seed).run() for seed in range(options.seeds)]
             one = medians(runs)
+            spans_s = [run.makespan_s for run in runs]
             print(
-                f"| {policy} | {one.hit_rate:.1%} | {one.makespan_s:.0f} s | {one.p99_wait_s:.2f} s "
+                f"| {policy} | {one.hit_rate:.1%} | {one.makespan_s:.0f} s "
+                f"({min(spans_s):.0f} to {max(spans_s):.0f}) | {one.p99_wait_s:.2f} s "
                 f"| {one.imbalance:.2f} |",
                 flush=True,
             )
