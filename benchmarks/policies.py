@@ -1,6 +1,6 @@
 """What each policy is worth on a GRPO rollout: prefix-cache hits, makespan, queueing and balance.
 
-usage: python benchmarks/policies.py [--seeds 5] [--scenario NAME ...] [--groups N]
+usage: python benchmarks/policies.py [--seeds 5] [--scenario NAME ...] [--policy NAME ...] [--groups N]
 
 Everything happens in virtual time and in one process; the policies are the router's own, and the figures of a
 seed are the same on every machine. A table's figures are medians over the seeds, with the makespan's range.
@@ -86,6 +86,9 @@ POLICIES: Final[dict[str, Callable[[int], Policy]]] = {
     ),
     "prefix_affinity abs=5 rel=1.2": lambda _: PrefixAffinity(
         balance_abs_threshold=5, balance_rel_threshold=1.2
+    ),
+    "prefix_affinity abs=0 rel=1.0": lambda _: PrefixAffinity(
+        balance_abs_threshold=0, balance_rel_threshold=1.0
     ),
     "SGLang's rule": lambda _: CacheAwareRule(),
     "SGLang's rule abs=10 rel=1.2": lambda _: CacheAwareRule(
@@ -188,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each policy (default: 5)")
     parser.add_argument("--scenario", nargs="*", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--policy", nargs="*", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--groups", type=int, help="fewer groups than the scenario has, for a quick look")
     options = parser.parse_args()
     for name in options.scenario:
@@ -198,8 +202,8 @@ def main() -> None:
         print(f"### {name}: {scenario.tells}; one endless cache would hit {best:.1%}\n")
         print("| policy | prefix-cache hits | makespan | p99 wait | imbalance |")
         print("|---|---|---|---|---|")
-        for policy, make in POLICIES.items():
-            runs = [Rollout(scenario, make(seed), seed).run() for seed in range(options.seeds)]
+        for policy in options.policy:
+            runs = [Rollout(scenario, POLICIES[policy](seed), seed).run() for seed in range(options.seeds)]
             one = medians(runs)
             spans_s = [run.makespan_s for run in runs]
             print(
