@@ -29,6 +29,8 @@ class _Command:
     """`module:function` that takes the settings and returns the exit status."""
     section: str
     env_prefix: str
+    epilog: str = ""
+    """`module:function` that returns what stands below the settings in the help, if anything."""
 
 
 _COMMANDS = {
@@ -40,6 +42,7 @@ _COMMANDS = {
         run="espalier.router.server:run",
         section="router",
         env_prefix="ESPALIER_ROUTER_",
+        epilog="espalier.router.policies:help_text",
     ),
     "rollout": _Command(
         help="turn a dataset into training samples, through a router",
@@ -97,6 +100,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"espalier {name}",
         description=command.description,
+        epilog=_load(command.epilog)() if command.epilog else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -29,11 +29,20 @@ CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 
 class Policy(Protocol):
-    """Chooses a worker for a call."""
+    """Chooses a worker for a call.
+
+    It is asked once for every attempt of every call, on the event loop: it must not wait, and it should take
+    microseconds. What it keeps must be bounded.
+    """
 
     def choose(self, call: Call, candidates: Sequence[CandidateT]) -> CandidateT:
-        """Return one of `candidates`: the routable workers, by ascending ordinal, never empty."""
+        """Return one of `candidates`: the routable workers, by ascending ordinal, never empty.
+
+        It must not raise, whatever the call holds. A tuple of candidates is handed over again as long as
+        nothing about it changes but the workers' loads.
+        """
         ...
 
 
-PolicyFactory = Callable[[], Policy]
+PolicyFactory = Callable[..., Policy]
+"""Makes a policy; keyword arguments are its options."""

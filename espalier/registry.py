@@ -119,9 +119,8 @@ def call_with_options(factory: Callable[..., T], options: dict[str, object], wha
     if not callable(factory):
         raise PluginError(f"the {what} is a {type(factory).__name__}, not something to call")
     signature = inspect.signature(factory)
-    parameters = signature.parameters.values()
-    known = sorted(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = _options(signature)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in options:
         if name not in known and not takes_any:
             raise ConfigError(f"the {what} has no option {name!r}: known are {', '.join(known) or 'none'}")
@@ -137,6 +136,11 @@ def call_with_options(factory: Callable[..., T], options: dict[str, object], wha
         raise PluginError(f"the {what} cannot be made: {_told(error)}") from error
 
 
+def takes_option(factory: Callable[..., object], name: str) -> bool:
+    """Tell whether `factory` names the option among its parameters."""
+    return callable(factory) and name in _options(inspect.signature(factory))
+
+
 def check_methods(plugin: object, names: Sequence[str], what: str, fix: str) -> None:
     """Check that `plugin` has the methods `names`.
 
@@ -145,6 +149,11 @@ def check_methods(plugin: object, names: Sequence[str], what: str, fix: str) -> 
     for name in names:
         if not callable(getattr(plugin, name, None)):
             raise PluginError(f"the {what} has no method {name}(): {fix}")
+
+
+def _options(signature: inspect.Signature) -> list[str]:
+    parameters = signature.parameters.values()
+    return sorted(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
 def _told(error: Exception) -> str:

@@ -71,7 +71,12 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     Raises: ConfigError, PluginError where `settings` cannot be met.
     """
-    policy = make_policy(settings.policy)
+    policy = make_policy(
+        settings.policy,
+        settings.policy_arg,
+        balance_abs_threshold=settings.balance_abs_threshold,
+        balance_rel_threshold=settings.balance_rel_threshold,
+    )
     middleware = make_middleware(
         settings.middleware, settings.middleware_arg, tokenizer_path=settings.tokenizer_path
     )

@@ -8,17 +8,27 @@ from ..calls import Middleware
 from ..errors import ConfigError
 from ..middleware import middlewares
 from ..policies import Policy
-from ..registry import call_with_options, check_methods
+from ..registry import call_with_options, check_methods, takes_option
 from .policies import policies
 
 
-def make_policy(name: str) -> Policy:
-    """Return the policy called `name`.
+def make_policy(name: str, arguments: Sequence[str] = (), **defaults: object) -> Policy:
+    """Return the policy called `name`, made with `arguments` (`KEY=VALUE`).
 
-    Raises: PluginError where there is none, or it is no policy.
+    `defaults` are options that have flags of their own. They are for the policies that know them; an argument
+    goes before them.
+
+    Raises: ConfigError, PluginError where there is no such policy, it is none, or cannot be made so.
     """
     what = f"policy {name!r}"
-    policy = call_with_options(policies.resolve(name), {}, what)
+    factory = policies.resolve(name)
+    options = {key: value for key, value in defaults.items() if takes_option(factory, key)}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--policy-arg {argument}: expected KEY=VALUE")
+        options[key] = _decoded(value)
+    policy = call_with_options(factory, options, what)
     check_methods(policy, ("choose",), what, "a policy has choose(call, candidates)")
     return policy
 

@@ -21,7 +21,18 @@ class RouterSettings:
     """Workers to start with, such as http://10.0.0.1:30001. More can join through the API."""
 
     policy: str = "round_robin"
-    """Load-balancing policy: a name, or package.module:attribute."""
+    """Load-balancing policy: one of those below, or package.module:attribute."""
+
+    policy_arg: tuple[str, ...] = field(default=(), metadata={"metavar": "KEY=VALUE"})
+    """Options for the policy, such as seed=7; values are JSON, else text."""
+
+    balance_abs_threshold: int = 64
+    """prefix_affinity leaves a worker that holds so many calls more than the least busy one, and is over
+    the relative threshold too."""
+
+    balance_rel_threshold: float = 1.5
+    """prefix_affinity leaves a worker that holds so many times the calls of the least busy one, and is over
+    the absolute threshold too."""
 
     middleware: tuple[str, ...] = field(default=("radix_tree",), metadata={"metavar": "NAME"})
     """Middleware from the outermost in, by name or package.module:attribute; "none" for a plain router."""
@@ -102,6 +113,10 @@ class RouterSettings:
             raise ConfigError(
                 f"--shutdown-grace-period-secs {self.shutdown_grace_period_secs}: expected 0 or more"
             )
+        if self.balance_abs_threshold < 0:
+            raise ConfigError(f"--balance-abs-threshold {self.balance_abs_threshold}: expected 0 or more")
+        if not (math.isfinite(self.balance_rel_threshold) and self.balance_rel_threshold >= 1):
+            raise ConfigError(f"--balance-rel-threshold {self.balance_rel_threshold}: expected 1 or more")
         if "none" in self.middleware and len(self.middleware) > 1:
             raise ConfigError("--middleware none stands alone: it turns all middleware off")
         if len(set(self.middleware)) < len(self.middleware):

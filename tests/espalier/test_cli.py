@@ -38,6 +38,13 @@ def test_every_command_has_help_with_an_explanation_for_every_flag(
         assert explained, lines[number]
 
 
+def test_help_of_the_router_lists_the_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["router", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  round_robin         Strict rotation in the order that workers joined." in lines
+
+
 def test_without_a_command_help_is_shown_and_the_status_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "espalier COMMAND --help" in capsys.readouterr().out
@@ -51,6 +58,10 @@ def test_without_a_command_help_is_shown_and_the_status_is_2(capsys: pytest.Capt
         (("router", "--port", "x"), "espalier router: --port: expected a whole number, not 'x'"),
         (("router", "--port", "70000"), "espalier router: --port 70000: expected 0 to 65535"),
         (("router", "--policy", "best"), "unknown policy 'best': known are "),
+        (
+            ("router", "--policy", "random", "--policy-arg", "sede=7"),
+            "espalier router: the policy 'random' has no option 'sede': known are seed",
+        ),
         (("router", "--middleware", "tree"), "unknown middleware 'tree': known are radix_tree"),
         (
             ("router", "--worker-urls", "10.0.0.1:1"),

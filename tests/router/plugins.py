@@ -99,6 +99,13 @@ class Aimless:
     """No policy: it cannot choose."""
 
 
+class Balanced:
+    """A policy that only tells which thresholds it was given."""
+
+    def __init__(self, *, balance_abs_threshold: int, balance_rel_threshold: float) -> None:
+        raise ConfigError(f"told {balance_abs_threshold} and {balance_rel_threshold}")
+
+
 class Unready(MiddlewareBase):
     """Cannot start."""
 

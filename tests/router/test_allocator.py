@@ -11,7 +11,7 @@ if sys.argv[1] == "keep":
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(200):
-        bytes(2_000_000)
+        bytearray(b"x" * 2_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())

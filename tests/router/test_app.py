@@ -43,6 +43,15 @@ def test_worker_url_that_is_not_valid_is_told_with_its_flag() -> None:
         create_app(RouterSettings(worker_urls=("h:1",), middleware=("none",)))
 
 
+def test_policy_is_made_with_its_arguments_and_thresholds() -> None:
+    for options, message in (
+        ({"policy": "random", "policy_arg": ("seed=x",)}, "seed=x: expected a whole number"),
+        ({"policy": "tests.router.plugins:Balanced", "balance_abs_threshold": 5}, "told 5 and 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            create_app(RouterSettings(middleware=("none",), **options))
+
+
 def test_body_over_the_limit_is_413_for_own_endpoints_too() -> None:
     with router(max_payload_size=10) as client:
         for path in ("/add_worker", "/workers"):

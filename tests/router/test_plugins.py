@@ -6,7 +6,7 @@ import pytest
 
 from espalier.errors import ConfigError, PluginError
 from espalier.router.plugins import make_middleware, make_policy
-from espalier.router.policies import LeastInFlight, RoundRobin
+from espalier.router.policies import LeastInFlight, PrefixAffinity, RoundRobin, help_text, policies
 from tests.router.plugins import Shouting, Sized
 
 HERE = "tests.router.plugins"
@@ -20,6 +20,47 @@ def made(name: str, *arguments: str) -> object:
 def test_built_in_policies_are_found_by_name() -> None:
     assert isinstance(make_policy("round_robin"), RoundRobin)
     assert isinstance(make_policy("least_inflight"), LeastInFlight)
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_every_built_in_policy_can_be_made_and_stands_in_the_help(name: str) -> None:
+    make_policy(name, balance_abs_threshold=10, balance_rel_threshold=1.2)
+    (line,) = (line for line in help_text().splitlines() if line.startswith(f"  {name} "))
+    assert 25 < len(line) <= 100
+
+
+def test_names_of_sglangs_router_mean_the_nearest_policy() -> None:
+    assert isinstance(make_policy("cache_aware"), PrefixAffinity)
+    assert isinstance(make_policy("least_load"), LeastInFlight)
+
+
+def test_policy_takes_its_arguments_before_the_flags() -> None:
+    with pytest.raises(ConfigError, match="balance_abs_threshold=-3: expected a whole number"):
+        make_policy("prefix_affinity", ["balance_abs_threshold=-3"], balance_abs_threshold=10)
+    with pytest.raises(ConfigError, match="balance_abs_threshold=-2: expected a whole number"):
+        make_policy("prefix_affinity", balance_abs_threshold=-2)
+    make_policy("round_robin", balance_abs_threshold=-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("random", "seed", "--policy-arg seed: expected KEY=VALUE"),
+        ("random", "=7", "--policy-arg =7: expected KEY=VALUE"),
+        ("random", "sede=7", "the policy 'random' has no option 'sede': known are seed"),
+        ("round_robin", "seed=7", "the policy 'round_robin' has no option 'seed': known are none"),
+        (
+            "prefix_affinity",
+            "x=1",
+            "known are balance_abs_threshold, balance_rel_threshold, max_index_bytes, ties",
+        ),
+        ("least_inflight", "ties=coin", "ties=coin: expected rotate or checksum"),
+        (f"{HERE}:Sized", "size=-1", "cannot be made: ValueError: size is below 0"),
+    ],
+)
+def test_wrong_policy_argument_is_told(name: str, argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_policy(name, [argument])
 
 
 def test_middleware_is_made_in_order_and_with_its_options() -> None:

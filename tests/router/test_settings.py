@@ -47,3 +47,17 @@ def test_none_stands_alone(middleware: tuple[str, ...]) -> None:
 def test_each_middleware_is_named_once() -> None:
     with pytest.raises(ConfigError, match="--middleware a b a: each one only once"):
         RouterSettings(middleware=("a", "b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"balance_abs_threshold": -1}, "--balance-abs-threshold -1: expected 0 or more"),
+        ({"balance_rel_threshold": 0.9}, "--balance-rel-threshold 0.9: expected 1 or more"),
+        ({"balance_rel_threshold": float("nan")}, "--balance-rel-threshold nan: expected 1 or more"),
+    ],
+)
+def test_thresholds_of_the_balance_are_sensible(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RouterSettings(**options)
+    RouterSettings(balance_abs_threshold=0, balance_rel_threshold=1)
