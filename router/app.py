@@ -10,16 +10,20 @@ from starlette.routing import BaseRoute
 from ..calls import stack
 from ..errors import BadRequest, ConfigError
 from ..version import __version__
-from .data_plane import DataPlane, Message, Receive, Scope, Send
+from .data_plane import DataPlane, Receive, Scope, Send
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .forwarder import Forwarder
+from .ledger import Ledger, path_label
 from .metrics import RouterCollector, registry_of
+from .own_endpoints import OwnEndpoints
 from .plugins import make_middleware, make_policy
 from .prober import Prober
+from .request_id import RequestIds
 from .responses import tell_errors
 from .settings import RouterSettings
 from .status_routes import status_routes
+from .tally import Tally
 from .upstream import Upstream
 from .worker_routes import worker_routes
 from .workers import WorkerPool
@@ -30,6 +34,7 @@ class RouterApp(FastAPI):
 
     data_plane: DataPlane
     own_paths: "OwnPaths"
+    own_endpoints: OwnEndpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -38,9 +43,7 @@ class RouterApp(FastAPI):
         elif scope["path"] not in self.own_paths:
             await self.data_plane(scope, receive, send)
         else:
-            body = await self.data_plane.read_body(scope, receive, send)
-            if body is not None:
-                await super().__call__(scope, _replayed(body, receive), send)
+            await self.own_endpoints(scope, receive, send)
 
     def running(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Run what works in the background while the block lasts; the lifespan does the same."""
@@ -53,11 +56,18 @@ class OwnPaths:
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         paths = [str(getattr(route, "path", "")) for route in routes]
         self._whole = frozenset(path for path in paths if "{" not in path)
-        self._beginnings = tuple({path.partition("{")[0] for path in paths if "{" in path})
+        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
+        self._beginnings = tuple(self._templates)
 
     def __contains__(self, path: str) -> bool:
         """Tell whether the application answers `path`."""
         return path in self._whole or path.startswith(self._beginnings)
+
+    def label_of(self, path: str) -> str | None:
+        """Return `path` as its route is written, with the names of parameters; None where none is ours."""
+        if path in self._whole:
+            return path
+        return next((self._templates[start] for start in self._beginnings if path.startswith(start)), None)
 
 
 def create_app(settings: RouterSettings) -> RouterApp:
@@ -91,11 +101,18 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
-    app.data_plane = DataPlane(handlers[0], max_body_bytes=settings.max_payload_size)
+    tally, ledger = Tally(), Ledger(lambda path: app.own_paths.label_of(path) or path_label(path))
+    app.data_plane = DataPlane(
+        handlers[0],
+        max_body_bytes=settings.max_payload_size,
+        request_ids=RequestIds(settings.request_id_headers),
+        on_end=ledger.add,
+    )
+    app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=ledger.add)
     routers = [
         worker_routes(pool),
         fleet_routes(Fleet(pool, control)),
-        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, middleware))),
+        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))),
         *(routes for layer in middleware if (routes := layer.routes()) is not None),
     ]
     app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
@@ -128,17 +145,3 @@ async def _in_background(prober: Prober) -> AsyncIterator[None]:
     finally:
         probing.cancel()
         await asyncio.wait([probing])
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return `receive` for an application, with the whole body first."""
-    is_first = True
-
-    async def replay() -> Message:
-        nonlocal is_first
-        if is_first:
-            is_first = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay

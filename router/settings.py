@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import ConfigError
+from .request_id import REQUEST_ID_HEADERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,9 @@ class RouterSettings:
 
     shutdown_grace_period_secs: float = 10.0
     """At shutdown, how long calls in flight may take to finish before they are broken off."""
+
+    request_id_headers: tuple[str, ...] = field(default=REQUEST_ID_HEADERS, metadata={"metavar": "NAME"})
+    """Headers in which a client's name for a call is looked for, in this order."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged."""

@@ -1,0 +1,68 @@
+"""The router's own paths: under the same body limit, the same request ids and in the same books as calls."""
+
+from collections.abc import Callable
+from time import perf_counter
+
+from ..calls import Reply
+from ..errors import HttpError
+from .data_plane import Application, DataPlane, Message, Receive, Scope, Send, write_reply
+from .ledger import CallRecord
+from .request_id import tell_request_id
+
+
+class OwnEndpoints:
+    """Serves requests with `app`; `on_end` gets the record of each one that has ended."""
+
+    def __init__(
+        self, app: Application, data_plane: DataPlane, *, on_end: Callable[[CallRecord], None]
+    ) -> None:
+        self._app = app
+        self._data_plane = data_plane
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        record = self._data_plane.open_record(scope)
+        tell_request_id(scope["headers"], record.request_id)
+        try:
+            body = await self._data_plane.read_body(scope, receive, send, record)
+            if body is not None:
+                await self._app(scope, _replayed(body, receive), _noted(send, record))
+        finally:
+            self._on_end(record)
+
+    async def refuse(self, scope: Scope, send: Send, error: HttpError) -> None:
+        """Answer a request with `error`, unread."""
+        record = self._data_plane.open_record(scope)
+        try:
+            await write_reply(send, Reply.of_error(error), record)
+        finally:
+            self._on_end(record)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return `receive` for an application, with the whole body first."""
+    is_first = True
+
+    async def replay() -> Message:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def _noted(send: Send, record: CallRecord) -> Send:
+    """Return `send` for an application; what goes out bears the request's id, and is noted."""
+
+    async def note(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status, record.head_s = message["status"], perf_counter()
+            tell_request_id(message["headers"], record.request_id)
+        else:
+            record.reply_bytes += len(message.get("body", b""))
+        await send(message)
+
+    return note
