@@ -10,11 +10,12 @@ from starlette.routing import BaseRoute
 from ..calls import stack
 from ..errors import BadRequest, ConfigError
 from ..version import __version__
+from .access_log import log_call
 from .data_plane import DataPlane, Receive, Scope, Send
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .forwarder import Forwarder
-from .ledger import Ledger, path_label
+from .ledger import CallRecord, Ledger, OnEnd, path_label
 from .metrics import RouterCollector, registry_of
 from .own_endpoints import OwnEndpoints
 from .plugins import make_middleware, make_policy
@@ -102,13 +103,14 @@ def create_app(settings: RouterSettings) -> RouterApp:
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
     tally, ledger = Tally(), Ledger(lambda path: app.own_paths.label_of(path) or path_label(path))
+    on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
     app.data_plane = DataPlane(
         handlers[0],
         max_body_bytes=settings.max_payload_size,
         request_ids=RequestIds(settings.request_id_headers),
-        on_end=ledger.add,
+        on_end=on_end,
     )
-    app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=ledger.add)
+    app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
     routers = [
         worker_routes(pool),
         fleet_routes(Fleet(pool, control)),
@@ -129,6 +131,14 @@ def _make_pool(settings: RouterSettings) -> WorkerPool:
         except BadRequest as error:
             raise ConfigError(f"--worker-urls: {error.message}") from None
     return pool
+
+
+def _both(first: OnEnd, second: OnEnd) -> OnEnd:
+    def tell(record: CallRecord) -> None:
+        first(record)
+        second(record)
+
+    return tell
 
 
 def _make_upstream(settings: RouterSettings) -> Upstream:

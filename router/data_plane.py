@@ -14,7 +14,7 @@ from ..calls import Call, Handler, Reply
 from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge
 from .delays import DelayQueue
 from .headers import end_to_end_request
-from .ledger import CallRecord
+from .ledger import CallRecord, OnEnd
 from .request_id import REQUEST_ID_HEADER, RequestIds, tell_request_id
 
 Scope = MutableMapping[str, Any]
@@ -44,7 +44,7 @@ class DataPlane:
         *,
         max_body_bytes: int,
         request_ids: RequestIds,
-        on_end: Callable[[CallRecord], None],
+        on_end: OnEnd,
     ) -> None:
         """Answer calls with `handler`; `on_end` gets the record of each one that has ended."""
         self._handler = handler

@@ -73,6 +73,10 @@ class CallRecord(msgspec.Struct, gc=False):
     """Bytes of body, without heads and framing."""
 
 
+OnEnd = Callable[[CallRecord], None]
+"""Gets the record of each call that has ended."""
+
+
 class PathFigures:
     """What the calls of one path add up to."""
 

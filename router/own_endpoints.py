@@ -1,21 +1,18 @@
 """The router's own paths: under the same body limit, the same request ids and in the same books as calls."""
 
-from collections.abc import Callable
 from time import perf_counter
 
 from ..calls import Reply
 from ..errors import HttpError
 from .data_plane import Application, DataPlane, Message, Receive, Scope, Send, write_reply
-from .ledger import CallRecord
+from .ledger import CallRecord, OnEnd
 from .request_id import tell_request_id
 
 
 class OwnEndpoints:
     """Serves requests with `app`; `on_end` gets the record of each one that has ended."""
 
-    def __init__(
-        self, app: Application, data_plane: DataPlane, *, on_end: Callable[[CallRecord], None]
-    ) -> None:
+    def __init__(self, app: Application, data_plane: DataPlane, *, on_end: OnEnd) -> None:
         self._app = app
         self._data_plane = data_plane
         self._on_end = on_end

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import resource
 import signal
 import socket
@@ -14,6 +13,7 @@ import uvloop
 
 from ..errors import ConfigError
 from .app import RouterApp, create_app
+from .logs import configure_logging
 from .protocol import CoalescingProtocol
 from .settings import RouterSettings
 
@@ -33,7 +33,7 @@ def run(settings: RouterSettings) -> int:
 
     Raises: ConfigError where a setting cannot be met, a port in use included.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
     raise_file_limit()
     with listen(settings.host, settings.port) as listener:
@@ -50,6 +50,7 @@ async def _serve(app: RouterApp, listener: socket.socket, settings: RouterSettin
         http=CoalescingProtocol,
         ws="none",
         lifespan="off",
+        log_config=None,
         log_level="warning",
         access_log=False,
         proxy_headers=False,

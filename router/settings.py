@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import ConfigError
+from .logs import LogFormat
 from .request_id import REQUEST_ID_HEADERS
 
 
@@ -58,7 +59,13 @@ class RouterSettings:
     """Headers in which a client's name for a call is looked for, in this order."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged."""
+    """What is logged, to stderr."""
+
+    log_format: LogFormat = "text"
+    """How: text is event=… key=value, json one object a line."""
+
+    access_log: bool = False
+    """Log a line for each call: method, path, status, times, bytes and request id, never what was said."""
 
     def __post_init__(self) -> None:
         """Check what a type cannot tell.
