@@ -5,17 +5,19 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 
 from ..calls import stack
 from ..errors import BadRequest, ConfigError
 from ..version import __version__
 from .access_log import log_call
+from .auth import Gate, Keyring, WorkerCredentials, read_keys
 from .data_plane import DataPlane, Receive, Scope, Send
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .forwarder import Forwarder
-from .ledger import CallRecord, Ledger, OnEnd, path_label
+from .ledger import CallRecord, Ledger, OnEnd, duration_bounds_s, path_label
 from .metrics import RouterCollector, registry_of
 from .own_endpoints import OwnEndpoints
 from .plugins import make_middleware, make_policy
@@ -36,15 +38,23 @@ class RouterApp(FastAPI):
     data_plane: DataPlane
     own_paths: "OwnPaths"
     own_endpoints: OwnEndpoints
+    metrics: CollectorRegistry
+    gate: Gate | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif self.gate and (refusal := self.gate.refusal(scope["path"], scope["headers"])):
+            await self.own_endpoints.refuse(scope, send, refusal)
         elif scope["path"] not in self.own_paths:
             await self.data_plane(scope, receive, send)
         else:
             await self.own_endpoints(scope, receive, send)
+
+    def stop(self) -> None:
+        """Tell from now on that the router is not ready; may be called by a signal handler."""
+        self.own_endpoints.is_stopping = True
 
     def running(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Run what works in the background while the block lasts; the lifespan does the same."""
@@ -87,6 +97,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
         pool,
         interval_s=settings.health_check_interval_secs,
         timeout_s=settings.health_check_timeout_secs,
+        credentials=_make_credentials(settings),
     )
 
     @contextlib.asynccontextmanager
@@ -102,7 +113,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
-    tally, ledger = Tally(), Ledger(lambda path: app.own_paths.label_of(path) or path_label(path))
+    tally, ledger = Tally(), _make_ledger(app, settings)
     on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
     app.data_plane = DataPlane(
         handlers[0],
@@ -111,10 +122,12 @@ def create_app(settings: RouterSettings) -> RouterApp:
         on_end=on_end,
     )
     app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
+    app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))
+    controls = [worker_routes(pool), fleet_routes(Fleet(pool, control))]
+    app.gate = _make_gate(app, settings, OwnPaths(route for router in controls for route in router.routes))
     routers = [
-        worker_routes(pool),
-        fleet_routes(Fleet(pool, control)),
-        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))),
+        *controls,
+        status_routes(pool, app.metrics),
         *(routes for layer in middleware if (routes := layer.routes()) is not None),
     ]
     app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
@@ -133,6 +146,13 @@ def _make_pool(settings: RouterSettings) -> WorkerPool:
     return pool
 
 
+def _make_ledger(app: RouterApp, settings: RouterSettings) -> Ledger:
+    return Ledger(
+        lambda path: app.own_paths.label_of(path) or path_label(path),
+        bounds_s=duration_bounds_s(settings.prometheus_duration_buckets),
+    )
+
+
 def _both(first: OnEnd, second: OnEnd) -> OnEnd:
     def tell(record: CallRecord) -> None:
         first(record)
@@ -141,9 +161,36 @@ def _both(first: OnEnd, second: OnEnd) -> OnEnd:
     return tell
 
 
+def _make_gate(app: RouterApp, settings: RouterSettings, controls: OwnPaths) -> Gate | None:
+    keys = Keyring(read_keys(settings.api_key, settings.api_key_file, "--api-key"))
+    admin_keys = Keyring(read_keys(settings.admin_api_key, settings.admin_api_key_file, "--admin-api-key"))
+    if not keys and not admin_keys:
+        return None
+    return Gate(
+        keys,
+        admin_keys,
+        is_own=lambda path: path in app.own_paths,
+        is_control=lambda path: path in controls,
+        protect_metrics=settings.protect_metrics,
+    )
+
+
+def _make_credentials(settings: RouterSettings) -> WorkerCredentials | None:
+    """Return what workers get for credentials; None where the client's own go on, as all its headers do."""
+    (key,) = (
+        read_keys([settings.worker_api_key], None, "--worker-api-key") if settings.worker_api_key else (None,)
+    )
+    has_gate = (
+        settings.api_key or settings.api_key_file or settings.admin_api_key or settings.admin_api_key_file
+    )
+    return WorkerCredentials(key) if key or has_gate else None
+
+
 def _make_upstream(settings: RouterSettings) -> Upstream:
     return Upstream(
-        connect_timeout_s=settings.connect_timeout_secs, request_timeout_s=settings.request_timeout_secs
+        connect_timeout_s=settings.connect_timeout_secs,
+        request_timeout_s=settings.request_timeout_secs,
+        credentials=_make_credentials(settings),
     )
 
 

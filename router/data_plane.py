@@ -30,7 +30,7 @@ _ECHOED: Final = frozenset({REQUEST_ID_HEADER})
 _REWRITTEN: Final = _ECHOED | {b"content-length"}
 """What a reply's head tells in our words."""
 
-_SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
+SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
 
 _log = logging.getLogger("espalier.router")
 
@@ -118,7 +118,7 @@ class DataPlane:
                 self.hung_up_total += 1
                 _log.info("event=client_hung_up path=%s request_id=%s", call.path, call.request_id)
             elif reply is None:
-                await write_reply(send, Reply.of_error(_SHUTTING_DOWN), record)
+                await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
         finally:
             self._unwatched.discard(watch)
             watch.stop()

@@ -6,11 +6,13 @@ freely never becomes a label: paths that are not known count together as `other`
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from time import perf_counter
 from typing import Final
 
 import msgspec
 
+from ..errors import ConfigError
 from .histogram import Histogram
 
 DURATION_BOUNDS_S: Final = (
@@ -138,6 +140,24 @@ class Ledger:
         if figures is None:
             figures = self._by_label[label] = PathFigures(self._bounds_s)
         return figures
+
+
+def duration_bounds_s(texts: Sequence[str]) -> Sequence[float]:
+    """Return the upper ends of the duration histograms' buckets: `texts`, or ours where there are none.
+
+    Raises: ConfigError where they are not numbers that ascend.
+    """
+    if not texts:
+        return DURATION_BOUNDS_S
+    try:
+        bounds_s = [float(text) for text in texts]
+    except ValueError:
+        bounds_s = []
+    if not bounds_s or not all(low < high for low, high in pairwise([0.0, *bounds_s, float("inf")])):
+        raise ConfigError(
+            f"--prometheus-duration-buckets {' '.join(texts)}: expected seconds above 0, in ascending order"
+        )
+    return bounds_s
 
 
 def path_label(path: str) -> str:

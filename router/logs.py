@@ -12,6 +12,9 @@ import re
 import time
 from typing import Final, Literal
 
+_SAID_BY_US: Final = "ASGI callable returned without completing response."
+"""uvicorn's words for a reply that was cut short; ours name the call."""
+
 Fields = list[tuple[str, object]]
 """Names and values of an event's fields, in order."""
 
@@ -54,7 +57,8 @@ def configure_logging(level: str, kind: LogFormat) -> None:
     """Let the process log events of `level` and above to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(EventFormatter(kind))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != _SAID_BY_US)
 
 
 def fields_of(record: logging.LogRecord) -> Fields | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from ..calls import Middleware
 from ..version import __version__
-from .data_plane import DataPlane
+from .data_plane import DataPlane, Receive, Scope, Send
 from .health import State
 from .histogram import Histogram
 from .ledger import Ledger
@@ -66,6 +66,24 @@ class RouterCollector(Collector):
         yield from _of_tally(self._tally)
         for layer in self._middleware:
             yield from _of_middleware(layer)
+
+
+class MetricsEndpoint:
+    """An application of `/metrics` alone, for a port of its own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI's
+        """Serve one HTTP request."""
+        is_found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
+        body = generate_latest(self._registry) if is_found else b"There is nothing but GET /metrics\n"
+        headers = [
+            (b"content-type", CONTENT_TYPE_LATEST.encode() if is_found else b"text/plain"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        await send({"type": "http.response.start", "status": 200 if is_found else 404, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def registry_of(collector: Collector) -> CollectorRegistry:

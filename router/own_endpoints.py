@@ -4,7 +4,7 @@ from time import perf_counter
 
 from ..calls import Reply
 from ..errors import HttpError
-from .data_plane import Application, DataPlane, Message, Receive, Scope, Send, write_reply
+from .data_plane import SHUTTING_DOWN, Application, DataPlane, Message, Receive, Scope, Send, write_reply
 from .ledger import CallRecord, OnEnd
 from .request_id import tell_request_id
 
@@ -16,9 +16,14 @@ class OwnEndpoints:
         self._app = app
         self._data_plane = data_plane
         self._on_end = on_end
+        self.is_stopping = False
+        """Whether the router ends: then it says that it is not ready, so that balancers look elsewhere."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
+        if self.is_stopping and scope["path"] == "/readiness":
+            await self.refuse(scope, send, SHUTTING_DOWN)
+            return
         record = self._data_plane.open_record(scope)
         tell_request_id(scope["headers"], record.request_id)
         try:

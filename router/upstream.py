@@ -13,6 +13,7 @@ from collections import deque
 from typing import Final
 
 from ..calls import Call, Reply
+from .auth import WorkerCredentials
 from .connection import ConnectFailed, Connection, ConnectionDropped
 from .delays import DelayQueue
 from .headers import request_head
@@ -26,8 +27,15 @@ class Upstream:
     """Sends calls to origins, within `request_timeout_s` to the last byte of each reply."""
 
     def __init__(
-        self, *, connect_timeout_s: float, request_timeout_s: float, idle_timeout_s: float = IDLE_TIMEOUT_S
+        self,
+        *,
+        connect_timeout_s: float,
+        request_timeout_s: float,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        credentials: WorkerCredentials | None = None,
     ) -> None:
+        """Send each call with `credentials` in place of its own, where they are given."""
+        self._credentials = credentials
         self._connect_timeout_s = connect_timeout_s
         self._deadlines: DelayQueue[Connection] = DelayQueue(request_timeout_s, Connection.time_out)
         self._idle: dict[Origin, deque[Connection]] = {}
@@ -38,8 +46,9 @@ class Upstream:
 
         Raises: ConnectFailed (nothing was sent), ConnectionDropped, UpstreamTimeout, UpstreamError.
         """
+        headers = call.headers if self._credentials is None else self._credentials.applied(call.headers)
         head = request_head(
-            call.method, origin.prefix + call.target, origin.authority, call.headers, len(call.body)
+            call.method, origin.prefix + call.target, origin.authority, headers, len(call.body)
         )
         request = head + call.body
         head_only = call.method == "HEAD"
