@@ -98,7 +98,7 @@ class SettingsLoader(Generic[T]):
             elif get_origin(kind) is Literal:
                 options["choices"] = get_args(kind)
             else:
-                options["metavar"] = field.metadata.get("metavar", kind.__name__.upper())
+                options["metavar"] = field.metadata.get("metavar", _metavar(name, kind))
             help_text = documentation.get(name, "").replace("%", "%%") + _default_text(field)
             places.get(name, group).add_argument(_flag(name), help=help_text, **options)
 
@@ -227,12 +227,22 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _metavar(name: str, kind: type) -> str:
+    """Return what stands for a value in the help: its unit, where the name tells one."""
+    unit = name.rpartition("_")[2]
+    if unit in ("secs", "port"):
+        return unit.upper()
+    return {int: "N", float: "X", str: "TEXT", Path: "PATH"}.get(kind, kind.__name__.upper())
+
+
 def _default_text(field: "dataclasses.Field[Any]") -> str:
     if field.default in (dataclasses.MISSING, None, "", ()):
         return ""
     if isinstance(field.default, bool):
         return f" (default: {'on' if field.default else 'off'})"
     default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    if isinstance(default, float):
+        default = f"{default:g}"
     return f" (default: {default})"
 
 

@@ -2,14 +2,15 @@
 
 import logging
 
-from .ledger import CallRecord
+from .ledger import CLIENT_GONE, CallRecord
 
 _log = logging.getLogger("espalier.access")
 
 
 def log_call(record: CallRecord) -> None:
     """Log a call that has ended; status 499 means that its client left before a reply began."""
-    first_byte_s = record.head_s - record.began_s if record.head_s else None
+    has_begun = record.status != CLIENT_GONE
+    first_byte_s = round((record.head_s or record.ended_s) - record.began_s, 4) if has_begun else None
     _log.info(
         "event=call method=%s path=%s status=%d duration_s=%.4f first_byte_s=%s request_bytes=%d"
         " reply_bytes=%d client=%s request_id=%s",
@@ -17,7 +18,7 @@ def log_call(record: CallRecord) -> None:
         record.path,
         record.status,
         record.ended_s - record.began_s,
-        None if first_byte_s is None else round(first_byte_s, 4),
+        first_byte_s,
         record.request_bytes,
         record.reply_bytes,
         record.client[0] if record.client else None,

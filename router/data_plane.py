@@ -79,24 +79,25 @@ class DataPlane:
         for name, value in scope["headers"]:
             if name == b"content-length":
                 declared = int(value)
-        chunks: list[bytes] = []
-        size_bytes = 0
-        more = declared <= limit
-        while more:
+        body = b""
+        if declared <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            chunks.append(message.get("body", b""))
-            size_bytes += len(chunks[-1])
-            more = message.get("more_body", False) and size_bytes <= limit
-        if max(declared, size_bytes) > limit:
+            body = message.get("body", b"")
+            if message.get("more_body", False):
+                whole = await _read_rest(receive, body, limit)
+                if whole is None:
+                    return None
+                body = whole
+        if declared > limit or len(body) > limit:
             error = PayloadTooLarge(
                 f"The request body is over {limit} bytes; --max-payload-size raises the limit"
             )
             await write_reply(send, Reply.of_error(error), record)
             return None
-        record.request_bytes = size_bytes
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        record.request_bytes = len(body)
+        return body
 
     async def _serve(self, call: Call, receive: Receive, send: Send, record: CallRecord) -> None:
         loop = asyncio.get_running_loop()
@@ -177,6 +178,22 @@ class _HangUpWatch:
             self._served.cancel()
 
 
+async def _read_rest(receive: Receive, first: bytes, limit: int) -> bytes | None:
+    """Return the body that begins with `first`, but no chunk after the one that goes over `limit` bytes.
+
+    None where the client hangs up.
+    """
+    chunks, size_bytes, more = [first], len(first), True
+    while more and size_bytes <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size_bytes += len(chunks[-1])
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
 async def write_reply(send: Send, reply: Reply, record: CallRecord) -> None:
     """Send `reply`, with the request's id; note in `record` what goes out."""
     body, method = reply.body, record.method
@@ -186,7 +203,6 @@ async def write_reply(send: Send, reply: Reply, record: CallRecord) -> None:
     headers = [field for field in reply.headers if field[0] not in dropped]
     headers.append((REQUEST_ID_HEADER, record.request_id))
     record.status = reply.status
-    record.head_s = perf_counter()
     if isinstance(body, bytes):
         if not is_bodiless and method != "HEAD":
             headers.append((b"content-length", b"%d" % len(body)))
@@ -194,6 +210,7 @@ async def write_reply(send: Send, reply: Reply, record: CallRecord) -> None:
         await send({"type": "http.response.body", "body": body})
         record.reply_bytes = 0 if method == "HEAD" else len(body)
         return
+    record.head_s = perf_counter()
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     async for chunk in body:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})

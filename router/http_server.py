@@ -88,6 +88,7 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002  uvicorn's
         """Accept no more; let calls end, within the grace period; break off the rest."""
+        await asyncio.sleep(POLL_S)  # takes in the connections that the kernel has taken for us already
         for server in self.servers:
             server.close()
         self._listener.close()

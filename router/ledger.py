@@ -68,7 +68,7 @@ class CallRecord(msgspec.Struct, gc=False):
     began_s: float
     status: int = CLIENT_GONE
     head_s: float = 0.0
-    """When the reply's head was sent, if it was."""
+    """When the reply's head was sent, of a stream; a whole reply's head leaves with its end."""
     ended_s: float = 0.0
     request_bytes: int = 0
     reply_bytes: int = 0
@@ -133,7 +133,8 @@ class Ledger:
             figures.request_bytes += sum([record.request_bytes for record in records])
             figures.reply_bytes += sum([record.reply_bytes for record in records])
             figures.durations.add([record.ended_s - record.began_s for record in records])
-            figures.first_bytes.add([each.head_s - each.began_s for each in records if each.head_s])
+            if status != CLIENT_GONE:
+                figures.first_bytes.add([(each.head_s or each.ended_s) - each.began_s for each in records])
 
     def _figures(self, label: str) -> PathFigures:
         figures = self._by_label.get(label)

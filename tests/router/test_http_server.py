@@ -25,6 +25,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
+        self.was_asked = threading.Event()
         self.was_left = threading.Event()
 
     def stream(self, client: socket.socket, _: bytes) -> bool:
@@ -41,6 +42,7 @@ class Worker:
         return self._wait_for_end(client)
 
     def _wait_for_end(self, client: socket.socket) -> bool:
+        self.was_asked.set()
         with contextlib.suppress(OSError):
             assert client.recv(1) == b""
         self.was_left.set()
@@ -91,9 +93,10 @@ def test_stream_in_flight_goes_on_to_its_last_byte_while_nobody_new_is_let_in(nu
 
 
 def test_reply_that_comes_during_shutdown_closes_its_connection() -> None:
-    go_on = threading.Event()
+    asked, go_on = threading.Event(), threading.Event()
 
     def script(client: socket.socket, request: bytes) -> bool:
+        asked.set()
         assert go_on.wait(DEADLINE_S)
         return answering(reply(b"done"))(client, request)
 
@@ -101,6 +104,7 @@ def test_reply_that_comes_during_shutdown_closes_its_connection() -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as idle:
             idle.sendall(b"GET /health HTTP/1.1\r\nhost: r\r\n\r\n")
             read_until(idle, b"OK")
+            assert asked.wait(DEADLINE_S)
             process.send_signal(signal.SIGTERM)
             assert rest_of(idle) == b"", "an idle connection is closed at once"
         go_on.set()
@@ -125,6 +129,7 @@ def test_stream_that_outlives_the_grace_period_is_broken_off_and_its_worker_free
 def test_second_signal_ends_at_once() -> None:
     worker = Worker()
     with calling(worker.hang, "--shutdown-grace-period-secs", "3600") as (process, client, port):
+        assert worker.was_asked.wait(DEADLINE_S)
         process.send_signal(signal.SIGTERM)
         until(lambda: refuses(port))
         process.send_signal(signal.SIGTERM)
