@@ -125,6 +125,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
     app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))
     controls = [worker_routes(pool), fleet_routes(Fleet(pool, control))]
     app.gate = _make_gate(app, settings, OwnPaths(route for router in controls for route in router.routes))
+    app.own_endpoints.gate = app.gate
     routers = [
         *controls,
         status_routes(pool, app.metrics),

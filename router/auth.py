@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from ..calls import Headers
 from ..errors import ConfigError, Forbidden, HttpError, Unauthorized
 from .ledger import DATA_PATHS
@@ -85,6 +87,14 @@ class Gate:
             return Forbidden(f"This key does not open {path}: it takes an admin key (--admin-api-key)")
         return Unauthorized("The key is not known here")
 
+    def refusal_of_abort(self, headers: Headers, body: bytes) -> HttpError | None:
+        """Return why `/abort_request` is not let through: without an admin key, it must name one call."""
+        if not self._admin_keys or _names_a_call(body) or (_presented(headers) or b"") in self._admin_keys:
+            return None
+        return Forbidden(
+            'This key ends calls by their "rid" only: all of them take an admin key (--admin-api-key)'
+        )
+
     def _is_data(self, path: str) -> bool:
         if self._is_own(path):
             return path == ABORT_PATH or not self._is_control(path)
@@ -125,6 +135,15 @@ def read_keys(keys: Iterable[str], file: Path | None, flag: str) -> list[str]:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(f"{place}: a key is one or more visible ASCII characters, without spaces")
     return [key for key, _ in found]
+
+
+def _names_a_call(body: bytes) -> bool:
+    """Tell whether an abort is for one rid; SGLang takes an empty one for the beginning of all."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(told, dict) and bool(told.get("rid")) and told.get("abort_all") in (None, False)
 
 
 def _presented(headers: Headers) -> bytes | None:

@@ -4,6 +4,7 @@ from time import perf_counter
 
 from ..calls import Reply
 from ..errors import HttpError
+from .auth import ABORT_PATH, Gate
 from .data_plane import SHUTTING_DOWN, Application, DataPlane, Message, Receive, Scope, Send, write_reply
 from .ledger import CallRecord, OnEnd
 from .request_id import tell_request_id
@@ -16,6 +17,7 @@ class OwnEndpoints:
         self._app = app
         self._data_plane = data_plane
         self._on_end = on_end
+        self.gate: Gate | None = None
         self.is_stopping = False
         """Whether the router ends: then it says that it is not ready, so that balancers look elsewhere."""
 
@@ -28,7 +30,14 @@ class OwnEndpoints:
         tell_request_id(scope["headers"], record.request_id)
         try:
             body = await self._data_plane.read_body(scope, receive, send, record)
-            if body is not None:
+            if body is None:
+                return
+            refusal = None
+            if self.gate is not None and scope["path"] == ABORT_PATH:
+                refusal = self.gate.refusal_of_abort(scope["headers"], body)
+            if refusal is not None:
+                await write_reply(send, Reply.of_error(refusal), record)
+            else:
                 await self._app(scope, _replayed(body, receive), _noted(send, record))
         finally:
             self._on_end(record)

@@ -18,7 +18,7 @@ PATHS = {
     "/metrics": OPEN,
     "/generate": DATA,
     "/v1/chat/completions": DATA,
-    "/abort_request": DATA,
+    "/abort_request": CONTROL,
     "/docs": DATA,
     "/workers": CONTROL,
     "/workers/": CONTROL,
@@ -60,6 +60,29 @@ def test_keys_open_what_they_are_for() -> None:
             for key in (None, "wrong", "data-2", "admin"):
                 status = client.post(path, headers=bearer(key) if key else {}).status_code
                 assert (status if status in (401, 403) else None) == REFUSALS[kind].get(key), (path, key)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_taken"),
+    [
+        (b'{"rid": "mine"}', True),
+        (b'{"rid": "mine", "abort_all": false}', True),
+        (b'{"rid": "mine", "abort_all": true}', False),
+        (b'{"rid": "mine", "abort_all": "true"}', False),
+        (b'{"abort_all": true}', False),
+        (b'{"rid": ""}', False),
+        (b"", False),
+        (b"[]", False),
+    ],
+)
+def test_data_key_ends_one_call_and_not_all(body: bytes, is_taken: bool) -> None:
+    with (
+        scripted_worker(told_credentials) as worker,
+        router(worker, api_key=("data",), admin_api_key=("admin",)) as client,
+    ):
+        answer = client.post("/abort_request", content=body, headers=bearer("data"))
+        assert answer.status_code == (200 if is_taken else 403)
+        assert client.post("/abort_request", content=body, headers=bearer("admin")).status_code == 200
 
 
 def test_refusal_says_how_to_send_a_key_and_is_counted() -> None:
