@@ -63,6 +63,8 @@ class DataPlane:
             body = await self.read_body(scope, receive, send, record)
             if body is not None:
                 await self._serve(self._call(scope, body, record), receive, send, record)
+        except asyncio.CancelledError:  # while its body was still coming
+            await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
         finally:
             self.in_flight -= 1
             self._on_end(record)

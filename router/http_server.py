@@ -105,8 +105,6 @@ class HttpServer(uvicorn.Server):
                 task.cancel()
             self.force_exit = False
             await self._all_ended(BREAK_OFF_S)
-        for connection in self._connections():
-            connection.transport.abort()
 
     def _connections(self) -> list[HttpToolsProtocol]:
         connections = list(self.server_state.connections)

@@ -1,12 +1,13 @@
 """The router's own paths: under the same body limit, the same request ids and in the same books as calls."""
 
+import asyncio
 from time import perf_counter
 
 from ..calls import Reply
 from ..errors import HttpError
 from .auth import ABORT_PATH, Gate
 from .data_plane import SHUTTING_DOWN, Application, DataPlane, Message, Receive, Scope, Send, write_reply
-from .ledger import CallRecord, OnEnd
+from .ledger import CLIENT_GONE, CallRecord, OnEnd
 from .request_id import tell_request_id
 
 
@@ -39,6 +40,9 @@ class OwnEndpoints:
                 await write_reply(send, Reply.of_error(refusal), record)
             else:
                 await self._app(scope, _replayed(body, receive), _noted(send, record))
+        except asyncio.CancelledError:
+            if record.status == CLIENT_GONE:
+                await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
         finally:
             self._on_end(record)
 

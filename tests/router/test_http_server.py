@@ -50,13 +50,15 @@ class Worker:
 
 
 @contextlib.contextmanager
-def calling(script: Script, *flags: str) -> Iterator[tuple["subprocess.Popen[str]", socket.socket, int]]:
+def calling(
+    script: Script, *flags: str, request: bytes = CALL
+) -> Iterator[tuple["subprocess.Popen[str]", socket.socket, int]]:
     """Run a router in front of `script`; yields the process, a socket with a call on it, and the port."""
     with scripted_worker(script) as worker, router_process("--worker-urls", worker, *flags) as (process, url):
         port = httpx.URL(url).port
         assert port is not None
         with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
-            client.sendall(CALL)
+            client.sendall(request)
             yield process, client, port
 
 
@@ -136,6 +138,24 @@ def test_second_signal_ends_at_once() -> None:
         assert rest_of(client).startswith(b"HTTP/1.1 503 ")
         finished(process, status=128 + signal.SIGTERM)
         assert worker.was_left.wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 9\r\n\r\nhalf",
+        b"POST /add_worker HTTP/1.1\r\nhost: r\r\ncontent-length: 9\r\n\r\nhalf",
+        b"POST /flush_cache HTTP/1.1\r\nhost: r\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+def test_whatever_outlives_the_grace_period_is_told_503(request_: bytes) -> None:
+    flags = ("--shutdown-grace-period-secs", "0.2")
+    with calling(Worker().hang, *flags, request=request_) as (process, client, port):
+        # Another request on another connection: when it is answered, the first one has been taken in.
+        assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert rest_of(client).startswith(b"HTTP/1.1 503 ")
+        assert "level=error" not in finished(process)
 
 
 def test_client_that_does_not_read_holds_up_nobody() -> None:

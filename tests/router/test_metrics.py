@@ -173,5 +173,7 @@ def test_middleware_whose_figures_fail_or_clash_costs_nobody_elses(caplog: pytes
     with router(middleware=("tests.router.plugins:Miscounting", "tests.router.plugins:Clashing")) as client:
         shown = client.get("/metrics").text
     assert "espalier_in_flight 0.0" in shown
+    assert "espalier_in_flight 99" not in shown
     assert "espalier_fine 1.0" in shown
+    assert "not a name" not in shown
     assert "event=stats_failed middleware=Miscounting" in caplog.text
