@@ -126,7 +126,11 @@ class Ledger:
         pending, self._pending = self._pending, []
         alike: dict[tuple[str, str, int], list[CallRecord]] = {}
         for record in pending:
-            alike.setdefault((record.path, record.method, record.status), []).append(record)
+            kind = (record.path, record.method, record.status)
+            if kind in alike:
+                alike[kind].append(record)
+            else:
+                alike[kind] = [record]
         for (path, method, status), records in alike.items():
             figures = self._figures(self._label_of(path))
             figures.replies[method, status] += len(records)

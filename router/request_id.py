@@ -7,6 +7,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final
 
 from ..calls import Headers
@@ -35,11 +36,11 @@ class RequestIds:
     def of(self, headers: Headers) -> bytes:
         """Return what the client calls a request with these headers, or a new name where it does not."""
         ranks = self._ranks
-        found, best = None, len(ranks)
-        for name, value in headers:
-            if name in ranks and ranks[name] < best and _is_fit(value):
-                found, best = value, ranks[name]
-        return found or b"%b-%x" % (self._prefix, next(self._numbers))
+        told = [(ranks[name], value) for name, value in headers if name in ranks]
+        for _, value in sorted(told, key=itemgetter(0)):
+            if _is_fit(value):
+                return value
+        return b"%b-%x" % (self._prefix, next(self._numbers))
 
 
 def tell_request_id(headers: Headers, request_id: bytes) -> None:
