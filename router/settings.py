@@ -98,7 +98,7 @@ class RouterSettings:
     request_id_headers: tuple[str, ...] = field(default=REQUEST_ID_HEADERS, metadata={"metavar": "NAME"})
     """Headers in which a client's name for a call is looked for, in this order."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warn", "warning", "error", "critical"] = "info"
     """What is logged, to stderr."""
 
     log_format: LogFormat = "text"

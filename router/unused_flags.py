@@ -18,9 +18,11 @@ _NO_TRACE = "there is no tracing; request ids are in the logs, at the worker and
 _NO_HISTORY = "the router keeps no conversations"
 
 UNUSED_FLAGS: Final[Mapping[str, str]] = {
+    "--assignment-mode": _NO_TREE,
     "--backend": "the workers are SGLang servers",
     "--bootstrap-port-annotation": _NO_PD,
     "--bucket-adjust-interval-secs": _NO_TREE,
+    "--cache-threshold": _NO_TREE,
     "--cb-failure-threshold": _NO_BREAKER,
     "--cb-success-threshold": _NO_BREAKER,
     "--cb-timeout-duration-secs": _NO_BREAKER,
