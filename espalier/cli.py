@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .effective import effective_toml
 from .errors import ConfigError
 from .settings import SettingsLoader
+from .suggestion import suggestion
 from .version import __version__
 
 EXIT_USAGE = 2
@@ -31,6 +33,10 @@ class _Command:
     env_prefix: str
     epilog: str = ""
     """`module:function` that returns what stands below the settings in the help, if anything."""
+    check: str | None = None
+    """`module:function` that takes the settings and fails where `run` would, for `--dry-run`."""
+    unused_flags: str | None = None
+    """`module:MAPPING` of flags that are taken and do nothing, with what is so instead."""
 
 
 _COMMANDS = {
@@ -43,6 +49,8 @@ _COMMANDS = {
         section="router",
         env_prefix="ESPALIER_ROUTER_",
         epilog="espalier.router.policies:help_text",
+        check="espalier.router.server:check",
+        unused_flags="espalier.router.unused_flags:UNUSED_FLAGS",
     ),
     "rollout": _Command(
         help="turn a dataset into training samples, through a router",
@@ -95,19 +103,61 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     command = _COMMANDS[name]
     loader: SettingsLoader[Any] = SettingsLoader(
-        _load(command.settings), section=command.section, env_prefix=command.env_prefix
+        _load(command.settings),
+        section=command.section,
+        env_prefix=command.env_prefix,
+        sections=[each.section for each in _COMMANDS.values()],
     )
+    flags = _parsed(name, arguments, loader)
+    loaded = loader.load_traced(flags, os.environ)
+    if flags.get("dry_run") and command.check is not None:
+        _load(command.check)(loaded.settings)
+        told = effective_toml(loaded, section=command.section, groups=loader.groups)
+        print(told, end="")  # noqa: T201  a command speaks to its user
+        return 0
+    run: Callable[[Any], int] = _load(command.run)
+    return run(loaded.settings)
+
+
+def _parsed(name: str, arguments: Sequence[str], loader: SettingsLoader[Any]) -> dict[str, object]:
+    """Return the flags that were given, by name.
+
+    Raises: ConfigError naming the unknown ones, and never their values, which may be secrets.
+    """
+    command = _COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=f"espalier {name}",
+        usage=f"espalier {name} [FLAG …]",
         description=command.description,
         epilog=_load(command.epilog)() if command.epilog else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     loader.add_flags(parser)
-    settings = loader.load(vars(parser.parse_args(arguments)), os.environ)
-    run: Callable[[Any], int] = _load(command.run)
-    return run(settings)
+    known = loader.flags
+    if command.check is not None:
+        known = [*known, "--dry-run"]
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the settings and where each comes from, check what can be checked, and end",
+        )
+    unused: dict[str, str] = dict(_load(command.unused_flags)) if command.unused_flags else {}
+    unused = {flag: instead for flag, instead in unused.items() if flag not in known}
+    for flag in unused:
+        parser.add_argument(flag, nargs="*", dest=flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parsed, rest = parser.parse_known_args(arguments)
+    mistakes = [word.partition("=")[0] for word in rest if word.startswith("-") and len(word) > 1]
+    if mistakes:
+        told = ", ".join(f"{flag}{suggestion(flag, known)}" for flag in mistakes)
+        raise ConfigError(f"unknown flag: {told}; espalier {name} --help lists them")
+    if rest:
+        raise ConfigError(f"a value stands alone, without a flag before it; see espalier {name} --help")
+    flags = vars(parsed)
+    for flag, instead in unused.items():
+        if flag in flags:
+            print(f"espalier {name}: {flag} is not used: {instead}", file=sys.stderr)  # noqa: T201
+    return flags
 
 
 def _load(path: str) -> Any:
@@ -120,6 +170,13 @@ def _load(path: str) -> Any:
         raise ConfigError(
             f"the package {error.name!r} is missing: install Espalier with pip install 'espalier[router]'"
         ) from error
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for our flags' names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@
     │   └── PluginError        an unknown, ill-typed or failing plug-in           exit 2
     ├── HttpError              ends a call with a status
     │   ├── BadRequest         the client's request cannot be served              400
+    │   ├── Unauthorized       no key, or one that is not known here              401
+    │   ├── Forbidden          a known key that does not reach this far           403
     │   ├── NotFound           no such worker, trajectory or path                 404
     │   ├── TokenMismatch      token ids and text do not belong together          409
     │   ├── QueueTimeout       waited too long to be let in; try again later      408
@@ -78,6 +80,24 @@ class BadRequest(HttpError):
 
     status = 400
     code = "bad_request"
+
+
+class Unauthorized(HttpError):
+    """The client has no key, or one that is not known here. Says how to send one."""
+
+    status = 401
+    code = "unauthorized"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the reply's headers, lower-case names."""
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class Forbidden(HttpError):
+    """The client's key is good, but not for this."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(HttpError):

@@ -238,7 +238,7 @@ class RadixTreeMiddleware:
         if reason not in self._said:
             self._said.add(reason)
             log.warning(
-                "not_recorded reason=%s detail=%r request_id=%s (said once)",
+                "event=not_recorded reason=%s detail=%r request_id=%s note=said_once",
                 reason,
                 str(error or ""),
                 call.request_id,
@@ -249,7 +249,7 @@ class RadixTreeMiddleware:
         self._counts["record_failures_total"] += 1
         if "record_failed" not in self._said:
             self._said.add("record_failed")
-            log.warning("record_failed detail=%r request_id=%s (said once)", detail, call.request_id)
+            log.warning("event=record_failed detail=%r request_id=%s note=said_once", detail, call.request_id)
 
     async def _tokenizer(self) -> Tokenizer | None:
         return await self._source.get(self._forward)

@@ -39,7 +39,8 @@ class Admission:
                 " --max-concurrent-requests and --queue-size raise the limits",
                 retry_after_s=RETRY_AFTER_S,
             )
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        began_s, turn = loop.time(), loop.create_future()
         self._waiting[turn] = None
         self._tally.waiting += 1
         try:
@@ -59,6 +60,7 @@ class Admission:
         finally:
             del self._waiting[turn]
             self._tally.waiting -= 1
+            self._tally.queue_waits.add([loop.time() - began_s])
 
     def leave(self) -> None:
         """Give the place to the next one who waits."""

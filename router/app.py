@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 
 from ..calls import stack
@@ -12,15 +13,20 @@ from ..errors import BadRequest, ConfigError
 from ..version import __version__
 from .abort_routes import abort_routes
 from .aborts import ABORT_TIMEOUT_S, Aborter
+from .access_log import log_call
 from .admission import Admission
-from .data_plane import DataPlane, Message, Receive, Scope, Send
+from .auth import Gate, Keyring, WorkerCredentials, read_keys
+from .data_plane import DataPlane, Receive, Scope, Send
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .flights import Flights
 from .forwarder import Forwarder
+from .ledger import CallRecord, Ledger, OnEnd, duration_bounds_s, path_label
 from .metrics import RouterCollector, registry_of
+from .own_endpoints import OwnEndpoints
 from .plugins import make_middleware, make_policy
 from .prober import Prober
+from .request_id import RequestIds
 from .responses import tell_errors
 from .retries import Backoff, RetryBudget, RetryPolicy
 from .settings import RouterSettings
@@ -36,17 +42,24 @@ class RouterApp(FastAPI):
 
     data_plane: DataPlane
     own_paths: "OwnPaths"
+    own_endpoints: OwnEndpoints
+    metrics: CollectorRegistry
+    gate: Gate | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif self.gate and (refusal := self.gate.refusal(scope["path"], scope["headers"])):
+            await self.own_endpoints.refuse(scope, send, refusal)
         elif scope["path"] not in self.own_paths:
             await self.data_plane(scope, receive, send)
         else:
-            body = await self.data_plane.read_body(scope, receive, send)
-            if body is not None:
-                await super().__call__(scope, _replayed(body, receive), send)
+            await self.own_endpoints(scope, receive, send)
+
+    def stop(self) -> None:
+        """Tell from now on that the router is not ready; may be called by a signal handler."""
+        self.own_endpoints.is_stopping = True
 
     def running(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Run what works in the background while the block lasts; the lifespan does the same."""
@@ -59,11 +72,18 @@ class OwnPaths:
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         paths = [str(getattr(route, "path", "")) for route in routes]
         self._whole = frozenset(path for path in paths if "{" not in path)
-        self._beginnings = tuple({path.partition("{")[0] for path in paths if "{" in path})
+        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
+        self._beginnings = tuple(self._templates)
 
     def __contains__(self, path: str) -> bool:
         """Tell whether the application answers `path`."""
         return path in self._whole or path.startswith(self._beginnings)
+
+    def label_of(self, path: str) -> str | None:
+        """Return `path` as its route is written, with the names of parameters; None where none is ours."""
+        if path in self._whole:
+            return path
+        return next((self._templates[start] for start in self._beginnings if path.startswith(start)), None)
 
 
 def create_app(settings: RouterSettings) -> RouterApp:
@@ -91,6 +111,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
         pool,
         interval_s=settings.health_check_interval_secs,
         timeout_s=settings.health_check_timeout_secs,
+        credentials=_make_credentials(settings),
     )
 
     @contextlib.asynccontextmanager
@@ -107,17 +128,24 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
+    ledger = _make_ledger(app, settings)
+    on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
     app.data_plane = DataPlane(
         handlers[0],
         max_body_bytes=settings.max_payload_size,
+        request_ids=RequestIds(settings.request_id_headers),
+        on_end=on_end,
         admission=_make_admission(settings, tally),
     )
+    app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
+    app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))
     fleet = Fleet(pool, control)
+    controls = [worker_routes(pool), fleet_routes(fleet), abort_routes(fleet, flights, aborter)]
+    app.gate = _make_gate(app, settings, OwnPaths(route for router in controls for route in router.routes))
+    app.own_endpoints.gate = app.gate
     routers = [
-        worker_routes(pool),
-        fleet_routes(fleet),
-        abort_routes(fleet, flights, aborter),
-        status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, tally, middleware))),
+        *controls,
+        status_routes(pool, app.metrics),
         *(routes for layer in middleware if (routes := layer.routes()) is not None),
     ]
     app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
@@ -136,17 +164,62 @@ def _make_pool(settings: RouterSettings) -> WorkerPool:
     return pool
 
 
+def _make_ledger(app: RouterApp, settings: RouterSettings) -> Ledger:
+    return Ledger(
+        lambda path: app.own_paths.label_of(path) or path_label(path),
+        bounds_s=duration_bounds_s(settings.prometheus_duration_buckets),
+    )
+
+
+def _both(first: OnEnd, second: OnEnd) -> OnEnd:
+    def tell(record: CallRecord) -> None:
+        first(record)
+        second(record)
+
+    return tell
+
+
+def _make_gate(app: RouterApp, settings: RouterSettings, controls: OwnPaths) -> Gate | None:
+    keys = Keyring(read_keys(settings.api_key, settings.api_key_file, "--api-key"))
+    admin_keys = Keyring(read_keys(settings.admin_api_key, settings.admin_api_key_file, "--admin-api-key"))
+    if not keys and not admin_keys:
+        return None
+    return Gate(
+        keys,
+        admin_keys,
+        is_own=lambda path: path in app.own_paths,
+        is_control=lambda path: path in controls,
+        protect_metrics=settings.protect_metrics,
+    )
+
+
+def _make_credentials(settings: RouterSettings) -> WorkerCredentials | None:
+    """Return what workers get for credentials; None where the client's own go on, as all its headers do."""
+    (key,) = (
+        read_keys([settings.worker_api_key], None, "--worker-api-key") if settings.worker_api_key else (None,)
+    )
+    has_gate = (
+        settings.api_key or settings.api_key_file or settings.admin_api_key or settings.admin_api_key_file
+    )
+    return WorkerCredentials(key) if key or has_gate else None
+
+
 def _make_upstream(settings: RouterSettings) -> Upstream:
     return Upstream(
         connect_timeout_s=settings.connect_timeout_secs,
         request_timeout_s=settings.request_timeout_secs,
         first_byte_timeout_s=settings.first_byte_timeout_secs,
         between_bytes_timeout_s=settings.between_bytes_timeout_secs,
+        credentials=_make_credentials(settings),
     )
 
 
 def _make_abort_upstream(settings: RouterSettings) -> Upstream:
-    return Upstream(connect_timeout_s=settings.connect_timeout_secs, request_timeout_s=ABORT_TIMEOUT_S)
+    return Upstream(
+        connect_timeout_s=settings.connect_timeout_secs,
+        request_timeout_s=ABORT_TIMEOUT_S,
+        credentials=_make_credentials(settings),
+    )
 
 
 def _make_admission(settings: RouterSettings, tally: Tally) -> Admission | None:
@@ -179,17 +252,3 @@ async def _in_background(prober: Prober) -> AsyncIterator[None]:
     finally:
         probing.cancel()
         await asyncio.wait([probing])
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return `receive` for an application, with the whole body first."""
-    is_first = True
-
-    async def replay() -> Message:
-        nonlocal is_first
-        if is_first:
-            is_first = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay

@@ -5,10 +5,9 @@ decided by the middleware and, in the end, by the worker.
 """
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
 from typing import Any, Final
 
 from ..calls import Call, Handler, Reply
@@ -16,16 +15,23 @@ from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge, QueueTimeout
 from .admission import Admission
 from .delays import DelayQueue
 from .headers import end_to_end_request
+from .ledger import CallRecord, OnEnd
+from .request_id import REQUEST_ID_HEADER, RequestIds, tell_request_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WATCH_AFTER_S: Final = 0.02
 """How long a call runs before we watch for its client to hang up: shorter calls are spared the task."""
 
-_SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
+_ECHOED: Final = frozenset({REQUEST_ID_HEADER})
+_REWRITTEN: Final = _ECHOED | {b"content-length"}
+"""What a reply's head tells in our words."""
+
+SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
 
 _log = logging.getLogger("espalier.router")
 
@@ -33,50 +39,75 @@ _log = logging.getLogger("espalier.router")
 class DataPlane:
     """Serves every path that is not the router's own."""
 
-    def __init__(self, handler: Handler, *, max_body_bytes: int, admission: Admission | None = None) -> None:
-        """Serve by `handler`; without `admission`, however many calls come."""
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        max_body_bytes: int,
+        request_ids: RequestIds,
+        on_end: OnEnd,
+        admission: Admission | None = None,
+    ) -> None:
+        """Answer calls with `handler`; `on_end` gets the record of each one that has ended.
+
+        Without `admission`, however many calls come are served at once.
+        """
         self._handler = handler
         self._max_body_bytes = max_body_bytes
+        self._request_ids = request_ids
+        self._on_end = on_end
         self._admission = admission
-        self._prefix = secrets.token_hex(6)
-        self._numbers = itertools.count(1)
         self._unwatched: DelayQueue[_HangUpWatch] = DelayQueue(WATCH_AFTER_S, _HangUpWatch.start)
         self.in_flight = 0
         self.hung_up_total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
+        record = self.open_record(scope)
         self.in_flight += 1
         try:
-            body = await self.read_body(scope, receive, send)
+            body = await self.read_body(scope, receive, send, record)
             if body is not None:
-                await self._serve(self._call(scope, body), receive, send)
+                await self._serve(self._call(scope, body, record), receive, send, record)
+        except asyncio.CancelledError:  # while its body was still coming
+            await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
         finally:
             self.in_flight -= 1
+            self._on_end(record)
 
-    async def read_body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
+    def open_record(self, scope: Scope) -> CallRecord:
+        """Return the record of a request that has just come."""
+        request_id = self._request_ids.of(scope["headers"])
+        return CallRecord(scope["method"], scope["path"], request_id, scope.get("client"), perf_counter())
+
+    async def read_body(self, scope: Scope, receive: Receive, send: Send, record: CallRecord) -> bytes | None:
         """Return the whole body; None where the client hung up, or was told that it is too large."""
         limit = self._max_body_bytes
-        declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
-        chunks: list[bytes] = []
-        size_bytes = 0
-        more = declared <= limit
-        while more:
+        declared = 0
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                declared = int(value)
+        body = b""
+        if declared <= limit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            chunks.append(message.get("body", b""))
-            size_bytes += len(chunks[-1])
-            more = message.get("more_body", False) and size_bytes <= limit
-        if max(declared, size_bytes) > limit:
+            body = message.get("body", b"")
+            if message.get("more_body", False):
+                whole = await _read_rest(receive, body, limit)
+                if whole is None:
+                    return None
+                body = whole
+        if declared > limit or len(body) > limit:
             error = PayloadTooLarge(
                 f"The request body is over {limit} bytes; --max-payload-size raises the limit"
             )
-            await _write(send, Reply.of_error(error), scope["method"])
+            await write_reply(send, Reply.of_error(error), record)
             return None
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        record.request_bytes = len(body)
+        return body
 
-    async def _serve(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _serve(self, call: Call, receive: Receive, send: Send, record: CallRecord) -> None:
         loop = asyncio.get_running_loop()
         watch = _HangUpWatch(receive, loop)
         self._unwatched.add(watch, loop)
@@ -87,9 +118,9 @@ class DataPlane:
                 await self._admission.enter()
                 is_inside = True
             reply = await self._answer(call)
-            await _write(send, reply, call.method)
+            await write_reply(send, reply, record)
         except (QueueTimeout, TooManyCalls) as error:
-            await _write(send, Reply.of_error(error), call.method)
+            await write_reply(send, Reply.of_error(error), record)
         except HttpError as error:
             _log.warning(
                 "event=reply_cut_short path=%s request_id=%s reason=%r",
@@ -102,7 +133,7 @@ class DataPlane:
                 self.hung_up_total += 1
                 _log.info("event=client_hung_up path=%s request_id=%s", call.path, call.request_id)
             elif reply is None:
-                await _write(send, Reply.of_error(_SHUTTING_DOWN), call.method)
+                await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
         finally:
             self._unwatched.discard(watch)
             watch.stop()
@@ -120,20 +151,18 @@ class DataPlane:
             _log.exception("event=call_failed path=%s request_id=%s", call.path, call.request_id)
             return Reply.of_error(HttpError("The router failed to serve this call; its log says why"))
 
-    def _call(self, scope: Scope, body: bytes) -> Call:
+    def _call(self, scope: Scope, body: bytes, record: CallRecord) -> Call:
         query: bytes = scope["query_string"]
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         headers = end_to_end_request(scope["headers"])
-        request_id = next((value for name, value in headers if name == b"x-request-id"), None)
+        tell_request_id(headers, record.request_id)
         return Call(
             method=scope["method"],
             path=scope["path"],
             target=path + b"?" + query if query else path,
             headers=headers,
             body=body,
-            request_id=request_id.decode("latin-1")
-            if request_id
-            else f"{self._prefix}-{next(self._numbers):x}",
+            request_id=record.request_id.decode(),
         )
 
 
@@ -165,18 +194,41 @@ class _HangUpWatch:
             self._served.cancel()
 
 
-async def _write(send: Send, reply: Reply, method: str) -> None:
-    body, headers = reply.body, reply.headers
+async def _read_rest(receive: Receive, first: bytes, limit: int) -> bytes | None:
+    """Return the body that begins with `first`, but no chunk after the one that goes over `limit` bytes.
+
+    None where the client hangs up.
+    """
+    chunks, size_bytes, more = [first], len(first), True
+    while more and size_bytes <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size_bytes += len(chunks[-1])
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+async def write_reply(send: Send, reply: Reply, record: CallRecord) -> None:
+    """Send `reply`, with the request's id; note in `record` what goes out."""
+    body, method = reply.body, record.method
     is_bodiless = reply.status in (204, 304)
-    if is_bodiless or (isinstance(body, bytes) and method != "HEAD"):
-        headers = [field for field in headers if field[0] != b"content-length"]
+    is_whole = isinstance(body, bytes)
+    dropped = _REWRITTEN if is_bodiless or (is_whole and method != "HEAD") else _ECHOED
+    headers = [field for field in reply.headers if field[0] not in dropped]
+    headers.append((REQUEST_ID_HEADER, record.request_id))
+    record.status = reply.status
     if isinstance(body, bytes):
         if not is_bodiless and method != "HEAD":
             headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        record.reply_bytes = 0 if method == "HEAD" else len(body)
         return
+    record.head_s = perf_counter()
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     async for chunk in body:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        record.reply_bytes += len(chunk)
     await send({"type": "http.response.body", "body": b""})

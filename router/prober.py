@@ -5,6 +5,7 @@ import logging
 
 from ..calls import Call
 from ..errors import HttpError
+from .auth import WorkerCredentials
 from .health import Signal, State
 from .upstream import Upstream
 from .workers import Worker, WorkerPool
@@ -15,10 +16,19 @@ _log = logging.getLogger("espalier.router")
 class Prober:
     """Asks every dead worker for `/ready` (older ones: `/health`), over connections of its own."""
 
-    def __init__(self, pool: WorkerPool, *, interval_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        *,
+        interval_s: float,
+        timeout_s: float,
+        credentials: WorkerCredentials | None = None,
+    ) -> None:
         self._pool = pool
         self._interval_s = interval_s
-        self._upstream = Upstream(connect_timeout_s=timeout_s, request_timeout_s=timeout_s)
+        self._upstream = Upstream(
+            connect_timeout_s=timeout_s, request_timeout_s=timeout_s, credentials=credentials
+        )
 
     async def run(self) -> None:
         """Probe until cancelled."""

@@ -1,10 +1,14 @@
 """The router's settings. Names that SGLang's router has too mean the same here."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from ..errors import ConfigError
+from .logs import LogFormat
+from .request_id import REQUEST_ID_HEADERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,19 +100,104 @@ class RouterSettings:
     health_check_timeout_secs: float = 5.0
     """Longest time for a probe."""
 
+    api_key: tuple[str, ...] = field(default=(), repr=False, metadata={"metavar": "KEY", "secret": True})
+    """Keys that clients must send (Authorization: Bearer KEY). A file or variable keeps them out of ps."""
+
+    api_key_file: Path | None = None
+    """File with such keys, one a line."""
+
+    admin_api_key: tuple[str, ...] = field(
+        default=(), repr=False, metadata={"metavar": "KEY", "secret": True}
+    )
+    """Keys that control of workers and fleet takes; without any, --api-key opens that too."""
+
+    admin_api_key_file: Path | None = None
+    """File with such keys, one a line."""
+
+    worker_api_key: str | None = field(default=None, repr=False, metadata={"metavar": "KEY", "secret": True})
+    """Key that the router itself sends to the workers, with calls, probes and control alike."""
+
+    protect_metrics: bool = False
+    """Ask for a key for /metrics as well; health is always open."""
+
+    tls_cert_path: Path | None = None
+    """Certificate chain to serve HTTPS with, in PEM form."""
+
+    tls_key_path: Path | None = None
+    """Its private key, unless that is in the same file."""
+
+    tls_ca_cert_path: Path | None = None
+    """Take only clients with a certificate that one of these authorities has signed."""
+
+    prometheus_port: int | None = None
+    """Serve /metrics on this port too; never asks for a key there."""
+
+    prometheus_host: str | None = None
+    """Address of that port; --host unless told otherwise."""
+
+    prometheus_duration_buckets: tuple[str, ...] = field(default=(), metadata={"metavar": "SECS"})
+    """Upper ends of the latency histograms' buckets, in seconds, ascending."""
+
     shutdown_grace_period_secs: float = 10.0
     """At shutdown, how long calls in flight may take to finish before they are broken off."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged."""
+    request_id_headers: tuple[str, ...] = field(default=REQUEST_ID_HEADERS, metadata={"metavar": "NAME"})
+    """Headers in which a client's name for a call is looked for, in this order."""
+
+    log_level: Literal["debug", "info", "warn", "warning", "error", "critical"] = "info"
+    """What is logged, to stderr."""
+
+    log_format: LogFormat = "text"
+    """How: text is event=… key=value, json one object a line."""
+
+    access_log: bool = False
+    """Log a line for each call: method, path, status, times, bytes and request id, never what was said."""
+
+    flag_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "listening": ("host", "port", "tls_cert_path", "tls_key_path", "tls_ca_cert_path"),
+        "workers": (
+            "worker_urls",
+            "policy",
+            "health_failure_threshold",
+            "health_check_interval_secs",
+            "health_check_timeout_secs",
+        ),
+        "calls": (
+            "middleware",
+            "middleware_arg",
+            "tokenizer_path",
+            "max_payload_size",
+            "request_timeout_secs",
+            "connect_timeout_secs",
+            "shutdown_grace_period_secs",
+        ),
+        "keys": (
+            "api_key",
+            "api_key_file",
+            "admin_api_key",
+            "admin_api_key_file",
+            "worker_api_key",
+            "protect_metrics",
+        ),
+        "logs and metrics": (
+            "log_level",
+            "log_format",
+            "access_log",
+            "request_id_headers",
+            "prometheus_port",
+            "prometheus_host",
+            "prometheus_duration_buckets",
+        ),
+    }
 
     def __post_init__(self) -> None:
         """Check what a type cannot tell.
 
         Raises: ConfigError naming the flag.
         """
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port {self.port}: expected 0 to 65535")
+        for flag, port in (("--port", self.port), ("--prometheus-port", self.prometheus_port)):
+            if port is not None and not 0 <= port <= 65535:
+                raise ConfigError(f"{flag} {port}: expected 0 to 65535")
         if not (math.isfinite(self.shutdown_grace_period_secs) and self.shutdown_grace_period_secs >= 0):
             raise ConfigError(
                 f"--shutdown-grace-period-secs {self.shutdown_grace_period_secs}: expected 0 or more"

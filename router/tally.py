@@ -3,6 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .histogram import Histogram
+from .ledger import DURATION_BOUNDS_S
+
 
 @dataclass(slots=True)
 class Tally:
@@ -19,3 +22,6 @@ class Tally:
 
     waiting: int = 0
     """Calls that wait to be let in now."""
+
+    queue_waits: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_S))
+    """How long calls waited to be let in, in seconds."""

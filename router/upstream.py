@@ -14,6 +14,7 @@ from collections import deque
 from typing import Final
 
 from ..calls import Call, Reply
+from .auth import WorkerCredentials
 from .connection import (
     ConnectFailed,
     Connection,
@@ -47,7 +48,10 @@ class Upstream:
         first_byte_timeout_s: float | None = None,
         between_bytes_timeout_s: float | None = None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        credentials: WorkerCredentials | None = None,
     ) -> None:
+        """Send each call with `credentials` in place of its own, where they are given."""
+        self._credentials = credentials
         self._connect_timeout_s = connect_timeout_s
         self._deadlines = Deadlines(
             request_s=request_timeout_s,
@@ -75,9 +79,8 @@ class Upstream:
         Raises: ConnectFailed (nothing was sent), ConnectionDropped, UpstreamTimeout, UpstreamError.
         """
         content = call.body if body is None else body
-        head = request_head(
-            call.method, origin.prefix + call.target, origin.authority, call.headers, len(content)
-        )
+        headers = call.headers if self._credentials is None else self._credentials.applied(call.headers)
+        head = request_head(call.method, origin.prefix + call.target, origin.authority, headers, len(content))
         head_only = call.method == "HEAD"
         connection = None if on_fresh else self._take(origin)
         if connection is None:

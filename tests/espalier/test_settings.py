@@ -1,12 +1,16 @@
 import argparse
-from dataclasses import dataclass
+import tomllib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from espalier.effective import effective_toml
 from espalier.errors import ConfigError
-from espalier.settings import SettingsLoader, field_docstrings
+from espalier.settings import Loaded, SettingsLoader, field_docstrings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +31,10 @@ class Settings(Base):
     mode: Literal["fast", "slow"] = "fast"
     urls: tuple[str, ...] = ()
     folder: Path | None = None
+    token: tuple[str, ...] = field(default=(), metadata={"secret": True})
 
 
-LOADER = SettingsLoader(Settings, section="thing", env_prefix="THING_")
+LOADER = SettingsLoader(Settings, section="thing", env_prefix="THING_", sections=["other"])
 
 
 def load(*flags: str, **environment: str) -> Settings:
@@ -63,7 +68,10 @@ def test_flags_win_over_environment_over_toml_over_defaults(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[thing]\nprot = 1", r"unknown key 'prot' in \[thing\]; known are folder, loud"),
+        (
+            "[thing]\nprot = 1",
+            r"unknown key 'prot' in \[thing\], did you mean port\?; known are folder, loud",
+        ),
         ("[thing]\nport = 'x'", "port: expected a whole number, not 'x'"),
         ("[thing]\nport = true", "port: expected a whole number, not True"),
         ("[thing]\nport = 1.5", "port: expected a whole number, not 1.5"),
@@ -72,6 +80,13 @@ def test_flags_win_over_environment_over_toml_over_defaults(tmp_path: Path) -> N
         ("[thing]\nurls = 'x'", "urls: expected a list, not 'x'"),
         ("[thing]\nmode = 'odd'", "mode: expected one of fast, slow, not 'odd'"),
         ("thing = 1", "'thing' must be a table"),
+        ("[thin]\nport = 1", r"unknown table \[thin\], did you mean thing\?; known are \[other\], \[thing\]"),
+        ("port = 1", r"the key 'port' stands outside of any table: put it under \[thing\]"),
+        ("[thing]\nport = 1\n[[things]]", r"c\.toml: "),
+        (
+            "[thing]\ntoken = 'hush'",
+            r"c\.toml: token: expected texts, and it is none \(a secret, so not shown\)",
+        ),
         ("[thing", "c.toml: "),
     ],
 )
@@ -118,3 +133,70 @@ def test_help_is_the_fields_docstring_and_default() -> None:
     LOADER.add_flags(parser)
     assert "Port, of 100 % certainty. (default: 1)" in " ".join(parser.format_help().split())
     assert field_docstrings(Settings)["name"] == "What it is called."
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("THING_SERVICE_HOST", "THING_SERVICE_PORT", "THING_SERVICE_PORT_HTTP", "THING_PORT_30000_TCP"),
+        *("THING_PORT_30000_TCP_PROTO", "THING_PORT_30000_TCP_PORT", "THING_PORT_30000_UDP_ADDR"),
+        *("THING_METRICS_SERVICE_HOST", "THING_METRICS_PORT_9_TCP"),
+    ],
+)
+def test_what_kubernetes_tells_of_a_service_of_our_name_is_no_setting(variable: str) -> None:
+    assert load("--name", "n", **{variable: "10.0.0.1"}).port == 1
+
+
+def test_port_that_kubernetes_sets_is_no_setting() -> None:
+    assert load("--name", "n", THING_PORT="tcp://10.0.0.1:30000").port == 1
+    assert load("--name", "n", THING_METRICS_PORT="tcp://10.0.0.1:30000").port == 1
+    with pytest.raises(ConfigError, match="THING_PORT: expected a whole number"):
+        load("--name", "n", THING_PORT="http://10.0.0.1:30000")
+
+
+def test_variable_that_is_no_setting_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"THING_PROT: there is no such setting, did you mean THING_PORT\?"):
+        load("--name", "n", THING_PROT="1")
+    with pytest.raises(ConfigError, match="THING_XYZZY: there is no such setting; a variable is THING_ and"):
+        load("--name", "n", THING_XYZZY="1")
+    assert load("--name", "n", NOTHING_PORT="x").port == 1
+
+
+def test_origin_of_each_setting_is_known(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[thing]\nratio = 1\n")
+    loaded = LOADER.load_traced({"name": "n", "config": config}, {"THING_PORT": "8"})
+    told = {name: loaded.origins[name] for name in ("name", "port", "ratio", "loud")}
+    assert told == {
+        "name": "flag",
+        "port": "environment THING_PORT",
+        "ratio": f"file {config}",
+        "loud": "default",
+    }
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(TEXTS, st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.lists(TEXTS))
+def test_effective_settings_read_back_as_they_are(
+    name: str, port: int, ratio: float, urls: list[str]
+) -> None:
+    settings = Settings(name=name, port=port, ratio=ratio, loud=True, urls=tuple(urls), folder=Path("/a b"))
+    loaded = Loaded(settings=settings, origins=dict.fromkeys(asdict(settings), "flag"))
+    told = effective_toml(loaded, section="thing", groups={"first": ("ratio", "loud")})
+    read = tomllib.loads(told)["thing"]
+    assert Settings(**{**read, "urls": tuple(read["urls"]), "folder": Path(read["folder"])}) == settings
+
+
+def test_effective_settings_tell_origins_groups_and_no_secret() -> None:
+    settings = Settings(name="n", token=("hush",))
+    origins = {**dict.fromkeys(asdict(settings), "default"), "token": "environment THING_TOKEN"}
+    told = effective_toml(
+        Loaded(settings=settings, origins=origins), section="thing", groups={"pace": ("ratio",)}
+    )
+    assert "hush" not in told
+    lines = [" ".join(line.split()) for line in told.splitlines() if line]
+    assert lines[:4] == ["[thing]", "# pace", "ratio = 0.5 # default", "# more"]
+    assert "# folder is not set" in lines
+    assert "# token is set and not shown # environment THING_TOKEN" in lines

@@ -114,3 +114,23 @@ class Unready(MiddlewareBase):
 
     async def __call__(self, call: Call, forward: Handler) -> Reply:
         return await forward(call)
+
+
+class Miscounting(MiddlewareBase):
+    """Fails when it is asked for its figures."""
+
+    async def __call__(self, call: Call, forward: Handler) -> Reply:
+        return await forward(call)
+
+    def stats(self) -> Mapping[str, float]:
+        raise RuntimeError("lost count")
+
+
+class Clashing(MiddlewareBase):
+    """Names its figures as the router does, or as nobody may."""
+
+    async def __call__(self, call: Call, forward: Handler) -> Reply:
+        return await forward(call)
+
+    def stats(self) -> Mapping[str, float]:
+        return {"in_flight": 99, "not a name": 1, "fine": 1}

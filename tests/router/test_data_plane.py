@@ -10,6 +10,8 @@ import pytest
 
 from espalier.calls import Call, Reply
 from espalier.router.data_plane import DataPlane, Message, Scope
+from espalier.router.ledger import Ledger
+from espalier.router.request_id import RequestIds
 from tests.router.running import connection_to, router, until, worker_of
 from tests.router.scripted import answering, reply, scripted_worker
 
@@ -147,7 +149,7 @@ def test_stream_is_closed_where_the_client_cannot_be_written_to() -> None:
             raise BrokenPipeError
 
     scope: Scope = {"method": "GET", "path": "/g", "query_string": b"", "headers": []}
-    plane = DataPlane(handle, max_body_bytes=10)
+    plane = DataPlane(handle, max_body_bytes=10, request_ids=RequestIds(), on_end=Ledger().add)
     with contextlib.suppress(BrokenPipeError):
         asyncio.run(plane(scope, receive, send))
     assert body.is_closed

@@ -1,55 +1,20 @@
 """The router as a process: its socket, its announcement, its end."""
 
-import contextlib
-import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from espalier.errors import ConfigError
 from espalier.router.server import MAX_FILES, listen
+from tests.router.processes import REPOSITORY, ended, finished, router_process
 from tests.router.running import url_of
 from tests.router.scripted import answering, reply, scripted_worker
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@contextlib.contextmanager
-def router_process(*flags: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run `espalier router` on a free port; yields the process and, once it is ready, its URL."""
-    command = [sys.executable, "-m", "espalier", "router", "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--middleware", "none", *flags],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    ) as process:
-        try:
-            assert process.stdout is not None
-            announced = process.stdout.readline()
-            assert announced.startswith("event=router_ready url=http://127.0.0.1:"), announced
-            yield process, announced.strip().partition("url=")[2]
-        finally:
-            process.kill()
-
-
-def ended(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
-    """End the process by a signal; return what it said to stderr, after checking that it ended well."""
-    process.send_signal(number)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 0, told
-    assert "Traceback" not in told
-    return told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -70,7 +35,7 @@ def test_signal_ends_the_router_with_status_0_after_its_calls(number: signal.Sig
         assert asked.wait(20)
         process.send_signal(number)
         go_on.set()
-        ended(process, number)
+        finished(process)
         calling.join(20)
     assert answers == ["done"]
 
