@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
@@ -16,13 +16,17 @@ from .fleet_routes import fleet_routes
 from .forwarder import Forwarder
 from .metrics import RouterCollector, registry_of
 from .plugins import make_middleware, make_policy
-from .prober import Prober
+from .prober import Prober, revive_unseen
 from .responses import tell_errors
 from .settings import RouterSettings
 from .status_routes import status_routes
 from .upstream import Upstream
+from .worker_file import WorkerFile
 from .worker_routes import worker_routes
 from .workers import WorkerPool
+
+Watcher = Callable[[], Coroutine[None, None, None]]
+"""Runs in the background until cancelled."""
 
 
 class RouterApp(FastAPI):
@@ -72,11 +76,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
     pool = _make_pool(settings)
     calls, control = _make_upstream(settings), _make_upstream(settings)
     handlers = stack(middleware, Forwarder(pool, policy, calls))
-    prober = Prober(
-        pool,
-        interval_s=settings.health_check_interval_secs,
-        timeout_s=settings.health_check_timeout_secs,
-    )
+    watchers = _make_watchers(settings, pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -86,7 +86,8 @@ def create_app(settings: RouterSettings) -> RouterApp:
             for layer, forward in reversed(list(zip(middleware, handlers[1:], strict=True))):
                 await layer.start(forward)
                 running.push_async_callback(layer.aclose)
-            await running.enter_async_context(_in_background(prober))
+            for watch in watchers:
+                await running.enter_async_context(_in_background(watch))
             yield
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
@@ -105,13 +106,39 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
 
 def _make_pool(settings: RouterSettings) -> WorkerPool:
-    pool = WorkerPool(failure_threshold=settings.health_failure_threshold)
+    pool = WorkerPool(
+        failure_threshold=settings.health_failure_threshold,
+        success_threshold=settings.health_success_threshold,
+        allow_stale_workers=settings.allow_stale_workers,
+    )
     for url in settings.worker_urls:
         try:
             pool.add(url)
         except BadRequest as error:
             raise ConfigError(f"--worker-urls: {error.message}") from None
     return pool
+
+
+def _make_watchers(settings: RouterSettings, pool: WorkerPool) -> list[Watcher]:
+    """Return what follows the workers in the background; a worker file is read now.
+
+    Raises: ConfigError where the file cannot be used.
+    """
+    interval_s = settings.health_check_interval_secs
+    prober = Prober(
+        pool,
+        interval_s=interval_s,
+        timeout_s=settings.health_check_timeout_secs,
+        endpoint=settings.health_check_endpoint,
+    )
+    watchers: list[Watcher] = [prober.run]
+    if settings.disable_health_check:
+        watchers = [lambda: revive_unseen(pool, interval_s=interval_s)]
+    if settings.worker_file is not None:
+        worker_file = WorkerFile(pool, settings.worker_file)
+        worker_file.load()
+        watchers.append(worker_file.run)
+    return watchers
 
 
 def _make_upstream(settings: RouterSettings) -> Upstream:
@@ -121,13 +148,13 @@ def _make_upstream(settings: RouterSettings) -> Upstream:
 
 
 @contextlib.asynccontextmanager
-async def _in_background(prober: Prober) -> AsyncIterator[None]:
-    probing = asyncio.create_task(prober.run())
+async def _in_background(watch: Watcher) -> AsyncIterator[None]:
+    watching = asyncio.create_task(watch())
     try:
         yield
     finally:
-        probing.cancel()
-        await asyncio.wait([probing])
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

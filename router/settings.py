@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ..errors import ConfigError
@@ -41,14 +42,31 @@ class RouterSettings:
     connect_timeout_secs: float = 5.0
     """Longest time for a worker to take a connection."""
 
+    worker_file: Path | None = None
+    """File that lists workers, one URL a line (# begins a comment) or, named *.json, as a JSON list. It is
+    watched: workers come and go with its lines."""
+
     health_failure_threshold: int = 3
-    """Refused connections in a row after which a worker is dead, until a probe finds it again."""
+    """Connections refused or broken, and probes unanswered, in a row after which a worker is dead."""
+
+    health_success_threshold: int = 2
+    """Probes answered in a row after which a dead worker takes calls again."""
 
     health_check_interval_secs: float = 2.0
-    """Time between two probes of a dead worker."""
+    """Time between two probes of a worker, about."""
 
     health_check_timeout_secs: float = 5.0
     """Longest time for a probe."""
+
+    health_check_endpoint: str = "/ready"
+    """Path of a probe; where a worker does not know it, /health. SGLang's /health generates a token."""
+
+    disable_health_check: bool = False
+    """Probe no worker: calls find out whether a dead one is back, one interval later, and what weights it
+    serves is not known."""
+
+    allow_stale_workers: bool = False
+    """Send calls to workers whose weights are older than other workers' as well."""
 
     shutdown_grace_period_secs: float = 10.0
     """At shutdown, how long calls in flight may take to finish before they are broken off."""
@@ -71,11 +89,18 @@ class RouterSettings:
             raise ConfigError("--middleware none stands alone: it turns all middleware off")
         if len(set(self.middleware)) < len(self.middleware):
             raise ConfigError(f"--middleware {' '.join(self.middleware)}: each one only once")
+        endpoint = self.health_check_endpoint
+        if (
+            not (endpoint.startswith("/") and endpoint.isascii() and endpoint.isprintable())
+            or " " in endpoint
+        ):
+            raise ConfigError(f"--health-check-endpoint {endpoint!r}: expected a path such as /ready")
         for name in (
             "max_payload_size",
             "request_timeout_secs",
             "connect_timeout_secs",
             "health_failure_threshold",
+            "health_success_threshold",
             "health_check_interval_secs",
             "health_check_timeout_secs",
         ):
