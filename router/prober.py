@@ -109,9 +109,11 @@ class Prober:
                 self._pool.on_doubt = look
                 for worker in self._pool:
                     look(worker)
-                await asyncio.Event().wait()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._pool.on_doubt = None
         finally:
-            self._pool.on_doubt = None
             self._doubts.clear()
             self._upstream.close_idle()
             self._patient_upstream.close_idle()
@@ -129,7 +131,8 @@ class Prober:
                 stale_gap_s = STALE_GAP_S
             await asyncio.sleep(min(gap_s, MIN_GAP_S))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(doubt.wait(), max(0.0, gap_s - MIN_GAP_S))
+                async with asyncio.timeout(max(0.0, gap_s - MIN_GAP_S)):
+                    await doubt.wait()
         self._doubts.pop(worker, None)
 
     async def _probe(self, worker: Worker) -> None:

@@ -6,8 +6,8 @@ where there are none, those that are paused and else well, at which calls wait u
 **Stale weights.** A worker is behind where it serves other weights than the newest, which are the newest
 among those that living workers serve. What is newest never falls because workers die, or come back with
 unnamed weights: an engine that crashed has loaded the checkpoint of the start. It does fall when somebody
-adds or removes a worker, or loads weights of another name, so that a training that begins again, with lower
-numbers or beside the dead engines of its last run, is not refused.
+adds or removes a worker, tells a version, or loads weights of another name, so that a training that begins
+again, with lower numbers or beside the dead engines of its last run, is not refused.
 
 A framework that updates its engines itself, one after the other, makes this a race: the first probe that sees
 the new version at one worker knows of the others only what they served some seconds ago. Taken at its word,
@@ -233,7 +233,7 @@ class WorkerPool:
             worker.weight_version = version
             self._versions.see(version)
         if version != before or worker.health.contact is State.DEAD:
-            may_fall = version != UNNAMED or before is None
+            may_fall = version != UNNAMED or before is None or as_of is None
             kept = () if may_fall or self._newest is None else (self._newest,)
             if self._find_newest((version, *self._served(), *kept)):
                 return

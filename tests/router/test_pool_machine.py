@@ -189,7 +189,7 @@ class PoolMachine(RuleBasedStateMachine):
         each = self.model.get(url)
         if each is not None:
             self.pool.note_weight_version(each.worker, version)
-            self.accept(each, version, self.tick())
+            self.accept(each, version, self.tick(), is_told=True)
 
     @rule(target=readings, url=st.sampled_from(URLS))
     def reading_begins(self, url: str) -> "Reading | MultipleResults[Reading]":
@@ -201,14 +201,14 @@ class PoolMachine(RuleBasedStateMachine):
         each = reading.of
         self.pool.note_weight_version(each.worker, version, as_of=reading.moment)
         if each in self.model.values() and reading.step >= each.read_at:
-            self.accept(each, version, reading.step)
+            self.accept(each, version, reading.step, is_told=False)
 
-    def accept(self, each: Naive, version: str, read_at: int) -> None:
+    def accept(self, each: Naive, version: str, read_at: int, *, is_told: bool) -> None:
         before, each.version, each.read_at = each.version, version, read_at
         if version not in self.seen:
             self.seen.append(version)
         if version != before or not each.is_alive:
-            falls = version != "default" or before is None
+            falls = is_told or version != "default" or before is None
             kept = [] if falls or self.newest is None else [self.newest]
             self.choose_newest([*self.living_versions(), version, *kept])
         self.judge_all()

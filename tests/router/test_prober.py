@@ -18,6 +18,7 @@ from espalier.router.prober import Prober
 from espalier.router.workers import Worker, WorkerPool
 from espalier.simulator.app import create_app
 from espalier.simulator.settings import WorkerSettings
+from tests.engine.workers import EngineWorker
 from tests.router.running import DEADLINE_S, closed_port, router, run, until, url_of, worker_of
 from tests.router.scripted import Script, answering, reply, scripted_worker
 from tests.serving import serve
@@ -497,6 +498,39 @@ def test_nobody_is_probed_where_that_is_turned_off_and_calls_find_the_dead_again
         with scripted_worker(script, port):
             until(lambda: client.post("/generate").text == "alive")
     assert set(asked) == {b"/generate"}
+
+
+@pytest.mark.engine
+def test_real_workers_are_seen_as_they_are(engine_workers: tuple[EngineWorker, ...]) -> None:
+    first, second = engine_workers
+
+    def shown(client: httpx.Client, key: str) -> list[str]:
+        return [worker[key] for worker in client.get("/workers").json()["workers"]]
+
+    def tell(worker: EngineWorker, path: str, body: dict[str, object]) -> None:
+        httpx.post(f"{worker.url}{path}", json=body, trust_env=False, timeout=60).raise_for_status()
+
+    with router(first.url, second.url, **FAST, health_check_timeout_secs=1) as client:
+        until(lambda: shown(client, "status") == ["healthy"] * 2)
+        assert shown(client, "weight_version") == ["default"] * 2
+        tell(first, "/pause_generation", {})
+        until(lambda: shown(client, "status") == ["paused", "healthy"])
+        tell(first, "/continue_generation", {})
+        until(lambda: shown(client, "status") == ["healthy"] * 2)
+        second.signal(signal.SIGSTOP)
+        try:
+            until(lambda: shown(client, "status") == ["healthy", "dead"])
+        finally:
+            second.signal(signal.SIGCONT)
+        until(lambda: shown(client, "status") == ["healthy"] * 2)
+        try:
+            tell(first, "/update_weight_version", {"new_version": "1"})
+            until(lambda: shown(client, "status") == ["healthy", "stale"])
+            tell(second, "/update_weight_version", {"new_version": "1"})
+            until(lambda: shown(client, "status") == ["healthy"] * 2)
+        finally:
+            for worker in engine_workers:
+                tell(worker, "/update_weight_version", {"new_version": "default"})
 
 
 _: Script = Telling()
