@@ -193,9 +193,14 @@ def test_worker_that_answers_no_probe_does_not_keep_others_dead() -> None:
         scripted_worker(answering(b"no HTTP\r\n\r\n")) as odd,
         scripted_worker(Telling(ready=OK)) as ready,
     ):
-        pool = pool_of(url_of(refusing), "http://nowhere.invalid:1", silent, odd, ready)
+        pool = pool_of(url_of(refusing), silent, odd, ready)
         kill(pool)
-        probe_until(pool, lambda: states(pool) == [State.DEAD] * 4 + [State.HEALTHY])
+        probe_until(pool, lambda: states(pool) == [State.DEAD] * 3 + [State.HEALTHY])
+
+
+def test_worker_whose_host_is_unknown_is_found_dead() -> None:
+    pool = pool_of("http://nowhere.invalid:1")
+    probe_until(pool, lambda: states(pool) == [State.DEAD], interval_s=3600)
 
 
 def test_worker_that_refuses_and_gets_no_calls_is_found_dead() -> None:
