@@ -6,11 +6,11 @@ look like a dead worker. Probes are spread in time, and at most `MAX_CONCURRENT`
 
 What is asked, and what the answer means:
 
-    /ready   2xx                  it serves
-             404                  an older SGLang: `/health` is asked in its place
+    /ready   404                  an older SGLang: `/health` is asked in its place
+             below 500            it serves; a server that knows neither path, or wants a key, serves as well
              else, /ping 200      it lives and takes no calls now: paused (or shutting down)
              else, was paused     still paused: a `/health` asked meanwhile makes SGLang say it is unhealthy
-             else, /health 2xx    it serves, though it was marked unhealthy: asking has cleared the mark
+             else, /health < 500  it serves, though it was marked unhealthy: asking has cleared the mark
              else                 it does not serve
     /model_info, in older ones /get_weight_version: the weight version
 
@@ -32,7 +32,7 @@ from typing import Final
 import msgspec
 
 from ..calls import Call, Headers, Reply
-from ..errors import HttpError, UpstreamTimeout
+from ..errors import HttpError, UpstreamError, UpstreamTimeout
 from .connection import ConnectFailed
 from .health import Signal, State
 from .upstream import Upstream
@@ -159,27 +159,32 @@ class Prober:
         Raises: HttpError where it does not say it.
         """
         outcome = await self._readiness(worker)
-        if outcome is not Signal.PROBE_FAILED:
-            moment = self._pool.moment
-            version = await self._weight_version(worker)
-            if version is not None:
-                self._pool.note_weight_version(worker, version, as_of=moment)
+        moment = self._pool.moment
+        version = await self._weight_version(worker)
+        if version is not None:
+            self._pool.note_weight_version(worker, version, as_of=moment)
         return outcome
 
     async def _readiness(self, worker: Worker) -> Signal:
+        """Return `PROBE_OK` or `PROBE_PAUSED`.
+
+        Raises: HttpError where it is neither.
+        """
         status = (await self._ask(worker, self._endpoint)).status
         if status == 404:
             try:
                 status = (await self._ask(worker, "/health")).status
             except UpstreamTimeout:
                 return Signal.PROBE_PAUSED
-        if status < 400:
+        if status < 500:
             return Signal.PROBE_OK
         if (await self._ask(worker, "/ping")).status == 200 or worker.health.is_paused:
             return Signal.PROBE_PAUSED
         reply = await self._patient_upstream.send(worker.origin, _get("/health", worker.api_key))
         await reply.aclose()
-        return Signal.PROBE_OK if reply.status < 400 else Signal.PROBE_FAILED
+        if reply.status >= 500:
+            raise UpstreamError(f"The worker says that it does not serve: /health is {reply.status}")
+        return Signal.PROBE_OK
 
     async def _weight_version(self, worker: Worker) -> str | None:
         """Return the version of a worker's weights; None where it tells none."""

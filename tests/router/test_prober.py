@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import httpx
 import pytest
@@ -122,6 +123,13 @@ def test_worker_that_tells_no_version_is_healthy(body: bytes) -> None:
         assert pool.newest_weight_version is None
 
 
+@pytest.mark.parametrize("status", ["404 Not Found", "401 Unauthorized", "429 Too Many Requests"])
+def test_worker_that_answers_but_knows_no_probes_serves(status: str) -> None:
+    with scripted_worker(answering(reply(status=status))) as worker:
+        pool = pool_of(worker)
+        probe_until(pool, lambda: states(pool) == [State.HEALTHY])
+
+
 def test_worker_that_is_not_ready_and_answers_pings_is_paused() -> None:
     telling = Telling(ready=UNREADY, ping=OK)
     with scripted_worker(telling) as worker:
@@ -149,6 +157,10 @@ def test_worker_that_is_ready_in_no_way_is_dead_and_its_health_is_asked_with_pat
     with scripted_worker(telling) as worker:
         pool = pool_of(worker)
         probe_until(pool, lambda: states(pool) == [State.DEAD])
+        (only,) = pool
+        assert only.last_probe is not None
+        assert only.last_probe.outcome is Signal.PROBE_FAILED
+        assert "does not serve: /health is 503" in only.last_probe.detail
 
 
 def test_worker_that_was_marked_unhealthy_and_generates_is_healthy() -> None:
@@ -304,6 +316,31 @@ def test_outcome_of_a_probe_that_was_overtaken_by_a_pause_is_not_used() -> None:
         run(test())
 
 
+def test_version_that_was_told_while_it_was_being_read_is_kept() -> None:
+    asked, told = threading.Event(), threading.Event()
+
+    def script(client: socket.socket, request: bytes) -> bool:
+        if request.startswith(b"GET /model_info "):
+            asked.set()
+            told.wait(DEADLINE_S)
+        client.sendall(versioned("1"))
+        return True
+
+    with scripted_worker(script) as url:
+        pool = pool_of(url)
+        (worker,) = pool
+
+        async def test() -> None:
+            async with _probing(Prober(pool, interval_s=3600, timeout_s=DEADLINE_S)):
+                await asyncio.to_thread(asked.wait, DEADLINE_S)
+                pool.note_weight_version(worker, "2")
+                told.set()
+                await asyncio.to_thread(until, lambda: outcome(worker) is Signal.PROBE_OK)
+                assert worker.weight_version == "2"
+
+        run(test())
+
+
 def test_connections_of_a_probe_are_closed_after_it() -> None:
     closed = threading.Event()
 
@@ -377,6 +414,35 @@ def test_long_call_to_a_revived_worker_does_not_inherit_the_probes_timeout() -> 
             until(lambda: worker_of(client)["is_routable"])
             assert client.post("/generate").text == "alive"
             until(lambda: worker_of(client)["status"] == "healthy")
+
+
+def test_router_probes_as_it_is_told_to() -> None:
+    telling = Telling(custom=OK)
+    told = {"health_check_endpoint": "/custom", "health_success_threshold": 1000}
+    with closed_port() as port, router(url_of(port), **FAST, **told) as client:
+        until(lambda: worker_of(client)["status"] == "dead")
+        with scripted_worker(telling, port) as url:
+            until(lambda: telling.asked.count("/custom") >= 4)
+            assert worker_of(client)["status"] == "dead"
+            client.post("/workers", json={"url": url})
+            until(lambda: worker_of(client)["status"] == "suspect")
+    assert "/ready" not in telling.asked
+
+
+@pytest.mark.parametrize(("is_allowed", "taking"), [(False, ["2"]), (True, ["2", "1"])])
+def test_stale_workers_take_calls_only_where_that_is_set(is_allowed: bool, taking: list[str]) -> None:
+    with (
+        scripted_worker(Telling(ready=OK, model_info=versioned("2"))) as first,
+        scripted_worker(Telling(ready=OK, model_info=versioned("1"))) as second,
+        router(first, second, **FAST, allow_stale_workers=is_allowed) as client,
+    ):
+
+        def shown(key: str) -> list[Any]:
+            return [
+                worker[key] for worker in client.get("/workers").json()["workers"] if worker["is_routable"]
+            ]
+
+        until(lambda: shown("weight_version") == taking and set(shown("status")) == {"healthy"})
 
 
 @contextlib.contextmanager

@@ -81,6 +81,11 @@ def test_file_that_is_not_valid_is_told_with_the_place(
     assert f"--worker-file {path}: {reason}" in str(told.value)
 
 
+def test_file_without_an_end_is_not_read_to_it() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: it is longer than"):
+        read_worker_urls(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_file_that_cannot_be_read_ends_the_command_with_2(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -158,6 +163,7 @@ def test_file_that_breaks_or_vanishes_changes_nothing_and_is_logged_once(
         async with following(pool, path):
             replace(path, f"{B}\nnowhere")
             await asyncio.to_thread(until, lambda: len(complaints()) == 1)
+            await asyncio.sleep(0.1)  # some more looks at the same file
             path.unlink()
             await asyncio.to_thread(until, lambda: len(complaints()) == 2)
             assert urls(pool) == [A]

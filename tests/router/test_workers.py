@@ -4,6 +4,7 @@ import pytest
 
 from espalier.errors import BadRequest, NotFound
 from espalier.router.health import Signal, State
+from espalier.router.versions import MAX_VERSION_CHARS
 from espalier.router.workers import Worker, WorkerPool
 
 URLS = ("http://a:1", "http://b:1", "http://c:1")
@@ -188,7 +189,22 @@ def test_change_of_state_is_logged_once_with_its_reason(caplog: pytest.LogCaptur
     ]
 
 
+def test_key_that_comes_when_a_worker_is_added_again_is_used_from_then_on() -> None:
+    pool = WorkerPool()
+    for given, kept in [(None, None), ("new", "new"), (None, "new"), ("newer", "newer")]:
+        assert pool.add(URLS[0], api_key=given)[0].api_key == kept
+    assert "newer" not in repr(pool.find(URLS[0]))
+
+
 # Stale weights.
+
+
+def test_version_of_any_length_takes_bounded_room() -> None:
+    pool = pool_of(URLS[0])
+    (worker,) = pool
+    pool.note_weight_version(worker, "9" * 10_000)
+    assert worker.weight_version == "9" * MAX_VERSION_CHARS
+    assert routable(pool) == [URLS[0]]
 
 
 def test_worker_that_is_behind_takes_no_calls_until_it_catches_up() -> None:
@@ -254,6 +270,18 @@ def test_worker_that_revives_with_old_weights_is_stale_before_it_is_routable() -
     assert second.health.state is State.STALE
     read(pool, second, "2")
     assert routable(pool) == list(URLS[:2])
+
+
+def test_worker_that_dies_in_doubt_and_tells_its_version_no_more_is_stale() -> None:
+    pool, _ = probed_pool_of(*URLS[:2])
+    first, second = pool
+    for worker in pool:
+        read(pool, worker, "1")
+    read(pool, first, "2")
+    kill(pool, second)
+    for _ in range(2):
+        pool.report(second, Signal.PROBE_OK)
+    assert states(pool) == [State.HEALTHY, State.STALE]
 
 
 def test_worker_that_joins_a_fleet_with_named_weights_takes_calls_once_its_own_are_read() -> None:
@@ -331,6 +359,17 @@ def test_training_that_goes_back_is_followed_once_no_living_worker_serves_the_hi
     assert routable(pool) == [URLS[1]]
     pool.note_weight_version(second, "40")
     assert (pool.newest_weight_version, routable(pool)) == ("40", list(URLS[:2]))
+
+
+def test_unnamed_version_is_believed_where_it_is_told_and_not_where_it_is_read() -> None:
+    pool = pool_of(URLS[0])
+    (worker,) = pool
+    pool.note_weight_version(worker, "2")
+    read(pool, worker, "default")
+    assert (pool.newest_weight_version, routable(pool)) == ("2", [])
+    pool.note_weight_version(worker, "2")
+    pool.note_weight_version(worker, "default")
+    assert (pool.newest_weight_version, routable(pool)) == ("default", [URLS[0]])
 
 
 def test_newest_version_leaves_with_the_last_worker_that_serves_it() -> None:
