@@ -61,6 +61,7 @@ MAX_REPLY_BYTES: Final = 1 << 20
 """Longest reply that is read."""
 
 VERSION_PATHS: Final = ("/model_info", "/get_weight_version")
+"""Where a worker tells its weight version: now, and in older SGLang."""
 
 _log = logging.getLogger("espalier.router")
 
