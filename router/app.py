@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -25,7 +25,7 @@ from .ledger import CallRecord, Ledger, OnEnd, duration_bounds_s, path_label
 from .metrics import RouterCollector, registry_of
 from .own_endpoints import OwnEndpoints
 from .plugins import make_middleware, make_policy
-from .prober import Prober
+from .prober import Prober, revive_unseen
 from .request_id import RequestIds
 from .responses import tell_errors
 from .retries import Backoff, RetryBudget, RetryPolicy
@@ -33,8 +33,12 @@ from .settings import RouterSettings
 from .status_routes import status_routes
 from .tally import Tally
 from .upstream import Upstream
+from .worker_file import WorkerFile
 from .worker_routes import worker_routes
 from .workers import WorkerPool
+
+Watcher = Callable[[], Coroutine[None, None, None]]
+"""Runs in the background until cancelled."""
 
 
 class RouterApp(FastAPI):
@@ -107,12 +111,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
     retry = _make_retry_policy(settings)
     forwarder = Forwarder(pool, policy, calls, aborter, flights=flights, tally=tally, retry=retry)
     handlers = stack(middleware, forwarder)
-    prober = Prober(
-        pool,
-        interval_s=settings.health_check_interval_secs,
-        timeout_s=settings.health_check_timeout_secs,
-        credentials=_make_credentials(settings),
-    )
+    watchers = _make_watchers(settings, pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -123,7 +122,8 @@ def create_app(settings: RouterSettings) -> RouterApp:
             for layer, forward in reversed(list(zip(middleware, handlers[1:], strict=True))):
                 await layer.start(forward)
                 running.push_async_callback(layer.aclose)
-            await running.enter_async_context(_in_background(prober))
+            for watch in watchers:
+                await running.enter_async_context(_in_background(watch))
             yield
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
@@ -155,7 +155,11 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
 
 def _make_pool(settings: RouterSettings) -> WorkerPool:
-    pool = WorkerPool(failure_threshold=settings.health_failure_threshold)
+    pool = WorkerPool(
+        failure_threshold=settings.health_failure_threshold,
+        success_threshold=settings.health_success_threshold,
+        allow_stale_workers=settings.allow_stale_workers,
+    )
     for url in settings.worker_urls:
         try:
             pool.add(url)
@@ -204,6 +208,29 @@ def _make_credentials(settings: RouterSettings) -> WorkerCredentials | None:
     return WorkerCredentials(key) if key or has_gate else None
 
 
+def _make_watchers(settings: RouterSettings, pool: WorkerPool) -> list[Watcher]:
+    """Return what follows the workers in the background; a worker file is read now.
+
+    Raises: ConfigError where the file cannot be used.
+    """
+    interval_s = settings.health_check_interval_secs
+    prober = Prober(
+        pool,
+        interval_s=interval_s,
+        timeout_s=settings.health_check_timeout_secs,
+        endpoint=settings.health_check_endpoint,
+        credentials=_make_credentials(settings),
+    )
+    watchers: list[Watcher] = [prober.run]
+    if settings.disable_health_check:
+        watchers = [lambda: revive_unseen(pool, interval_s=interval_s)]
+    if settings.worker_file is not None:
+        worker_file = WorkerFile(pool, settings.worker_file)
+        worker_file.load()
+        watchers.append(worker_file.run)
+    return watchers
+
+
 def _make_upstream(settings: RouterSettings) -> Upstream:
     return Upstream(
         connect_timeout_s=settings.connect_timeout_secs,
@@ -245,10 +272,10 @@ def _make_retry_policy(settings: RouterSettings) -> RetryPolicy:
 
 
 @contextlib.asynccontextmanager
-async def _in_background(prober: Prober) -> AsyncIterator[None]:
-    probing = asyncio.create_task(prober.run())
+async def _in_background(watch: Watcher) -> AsyncIterator[None]:
+    watching = asyncio.create_task(watch())
     try:
         yield
     finally:
-        probing.cancel()
-        await asyncio.wait([probing])
+        watching.cancel()
+        await asyncio.wait([watching])

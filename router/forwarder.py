@@ -213,9 +213,7 @@ class Forwarder:
         if not len(self._pool):
             message = "There are no workers. Add one: POST /add_worker?url=http://host:port"
         else:
-            message = (
-                f"None of the {len(self._pool)} workers takes connections. GET /workers shows their state"
-            )
+            message = f"None of the {len(self._pool)} workers takes calls now. GET /workers shows their state"
         return NoWorkerAvailable(message, retry_after_s=RETRY_AFTER_S)
 
 

@@ -91,11 +91,18 @@ class RouterSettings:
     disable_retries: bool = False
     """Send every call once."""
 
+    worker_file: Path | None = None
+    """File that lists workers, one URL a line (# begins a comment) or, named *.json, as a JSON list. It is
+    watched: workers come and go with its lines."""
+
     health_failure_threshold: int = 3
-    """Refused connections in a row after which a worker is dead, until a probe finds it again."""
+    """Connections refused or broken, and probes unanswered, in a row after which a worker is dead."""
+
+    health_success_threshold: int = 2
+    """Probes answered in a row after which a dead worker takes calls again."""
 
     health_check_interval_secs: float = 2.0
-    """Time between two probes of a dead worker."""
+    """Time between two probes of a worker, about."""
 
     health_check_timeout_secs: float = 5.0
     """Longest time for a probe."""
@@ -138,6 +145,16 @@ class RouterSettings:
     prometheus_duration_buckets: tuple[str, ...] = field(default=(), metadata={"metavar": "SECS"})
     """Upper ends of the latency histograms' buckets, in seconds, ascending."""
 
+    health_check_endpoint: str = "/ready"
+    """Path of a probe; where a worker does not know it, /health. SGLang's /health generates a token."""
+
+    disable_health_check: bool = False
+    """Probe no worker: calls find out whether a dead one is back, one interval later, and what weights it
+    serves is not known."""
+
+    allow_stale_workers: bool = False
+    """Send calls to workers whose weights are older than other workers' as well."""
+
     shutdown_grace_period_secs: float = 10.0
     """At shutdown, how long calls in flight may take to finish before they are broken off."""
 
@@ -155,21 +172,36 @@ class RouterSettings:
 
     flag_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "listening": ("host", "port", "tls_cert_path", "tls_key_path", "tls_ca_cert_path"),
-        "workers": (
-            "worker_urls",
-            "policy",
+        "workers": ("worker_urls", "worker_file"),
+        "balancing": ("policy", "policy_arg", "balance_abs_threshold", "balance_rel_threshold"),
+        "health": (
             "health_failure_threshold",
+            "health_success_threshold",
             "health_check_interval_secs",
             "health_check_timeout_secs",
+            "health_check_endpoint",
+            "disable_health_check",
+            "allow_stale_workers",
         ),
-        "calls": (
-            "middleware",
-            "middleware_arg",
-            "tokenizer_path",
+        "middleware": ("middleware", "middleware_arg", "tokenizer_path"),
+        "limits": (
             "max_payload_size",
+            "max_concurrent_requests",
+            "queue_size",
+            "queue_timeout_secs",
             "request_timeout_secs",
             "connect_timeout_secs",
+            "first_byte_timeout_secs",
+            "between_bytes_timeout_secs",
             "shutdown_grace_period_secs",
+        ),
+        "retries": (
+            "retry_max_retries",
+            "retry_initial_backoff_ms",
+            "retry_max_backoff_ms",
+            "retry_backoff_multiplier",
+            "retry_jitter_factor",
+            "disable_retries",
         ),
         "keys": (
             "api_key",
@@ -220,6 +252,12 @@ class RouterSettings:
         _check("retry_jitter_factor", 0 <= jitter <= 1, jitter, "0 to 1")
         multiplier = self.retry_backoff_multiplier
         _check("retry_backoff_multiplier", 1 <= multiplier <= 100, multiplier, "1 to 100")
+        endpoint = self.health_check_endpoint
+        if (
+            not (endpoint.startswith("/") and endpoint.isascii() and endpoint.isprintable())
+            or " " in endpoint
+        ):
+            raise ConfigError(f"--health-check-endpoint {endpoint!r}: expected a path such as /ready")
         for name in (
             "max_payload_size",
             "request_timeout_secs",
@@ -228,6 +266,7 @@ class RouterSettings:
             "between_bytes_timeout_secs",
             "queue_timeout_secs",
             "health_failure_threshold",
+            "health_success_threshold",
             "health_check_interval_secs",
             "health_check_timeout_secs",
         ):

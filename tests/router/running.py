@@ -21,8 +21,11 @@ DEADLINE_S = 20.0
 
 @contextlib.contextmanager
 def router(*worker_urls: str, **settings: Any) -> Iterator[httpx.Client]:
-    """Run a router, plain unless `settings` name middleware; yields a client of it."""
-    options: dict[str, Any] = {"middleware": ("none",), **settings}
+    """Run a router, plain unless `settings` name middleware; yields a client of it.
+
+    Nobody probes its workers unless `disable_health_check` is False: they see calls only.
+    """
+    options: dict[str, Any] = {"middleware": ("none",), "disable_health_check": True, **settings}
     with serving(create_app(RouterSettings(worker_urls=worker_urls, **options))) as client:
         yield client
 

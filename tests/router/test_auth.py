@@ -146,10 +146,14 @@ def test_probes_send_the_routers_key_too() -> None:
     holder.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{holder.getsockname()[1]}"
     with router(
-        url, worker_api_key="ours", health_failure_threshold=1, health_check_interval_secs=0.05
+        url,
+        worker_api_key="ours",
+        disable_health_check=False,
+        health_failure_threshold=1,
+        health_check_interval_secs=0.05,
     ) as client:
         client.post("/generate")
-        assert not worker_of(client)["is_healthy"]
+        until(lambda: not worker_of(client)["is_healthy"])
         with scripted_worker(script, holder):
             until(lambda: bool(probed))
     assert b"authorization: Bearer ours\r\n" in probed[0]

@@ -10,6 +10,7 @@ MORE_THAN_0 = (
     "request_timeout_secs",
     "connect_timeout_secs",
     "health_failure_threshold",
+    "health_success_threshold",
     "health_check_interval_secs",
     "health_check_timeout_secs",
 )
@@ -61,3 +62,12 @@ def test_thresholds_of_the_balance_are_sensible(options: dict[str, Any], message
     with pytest.raises(ConfigError, match=message):
         RouterSettings(**options)
     RouterSettings(balance_abs_threshold=0, balance_rel_threshold=1)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "ready", "http://w/ready", "/re ady", "/ready\r\nx: y", "/r\u00e9ady"]
+)
+def test_health_check_endpoint_is_a_path(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"--health-check-endpoint .*: expected a path such as /ready"):
+        RouterSettings(health_check_endpoint=endpoint)
+    RouterSettings(health_check_endpoint="/ready?deep=1")
