@@ -8,6 +8,7 @@
     │   ├── NotFound           no such worker, trajectory or path                 404
     │   ├── PayloadTooLarge    the body is over the limit                         413
     │   ├── TokenMismatch      token ids and text do not belong together          409
+    │   ├── Conflict           something that is under way excludes this          409
     │   ├── NoWorkerAvailable  nothing to route to; try again later               503
     │   └── UpstreamError      the worker broke off or spoke no HTTP              502
     │       └── UpstreamTimeout                                                   504
@@ -89,6 +90,13 @@ class TokenMismatch(HttpError):
 
     status = 409
     code = "token_mismatch"
+
+
+class Conflict(HttpError):
+    """Something is under way that excludes this; it can be asked for again afterwards."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(HttpError):

@@ -10,7 +10,11 @@ from starlette.routing import BaseRoute
 from ..calls import stack
 from ..errors import BadRequest, ConfigError
 from ..version import __version__
+from .aggregate_routes import aggregate_routes
+from .aggregates import Aggregates
 from .data_plane import DataPlane, Message, Receive, Scope, Send
+from .engine_gate import EngineGate
+from .engine_routes import engine_routes
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .forwarder import Forwarder
@@ -21,6 +25,8 @@ from .responses import tell_errors
 from .settings import RouterSettings
 from .status_routes import status_routes
 from .upstream import Upstream
+from .weight_routes import weight_routes
+from .weight_updater import WeightUpdater
 from .worker_routes import worker_routes
 from .workers import WorkerPool
 
@@ -70,7 +76,9 @@ def create_app(settings: RouterSettings) -> RouterApp:
         settings.middleware, settings.middleware_arg, tokenizer_path=settings.tokenizer_path
     )
     pool = _make_pool(settings)
-    calls, control = _make_upstream(settings), _make_upstream(settings)
+    calls, control = _make_upstream(settings), _make_control_upstream(settings)
+    fleet = Fleet(pool, control, concurrency=settings.fleet_concurrency)
+    updater = WeightUpdater(pool, fleet)
     handlers = stack(middleware, Forwarder(pool, policy, calls))
     prober = Prober(
         pool,
@@ -87,14 +95,23 @@ def create_app(settings: RouterSettings) -> RouterApp:
                 await layer.start(forward)
                 running.push_async_callback(layer.aclose)
             await running.enter_async_context(_in_background(prober))
+            running.push_async_callback(updater.aclose)
             yield
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
     app.data_plane = DataPlane(handlers[0], max_body_bytes=settings.max_payload_size)
+    aggregates = Aggregates(pool, fleet)
+    gate, from_one = (
+        DataPlane(handler, max_body_bytes=settings.max_payload_size)
+        for handler in (EngineGate(pool, fleet, control), aggregates.from_one)
+    )
     routers = [
+        engine_routes(pool, fleet, gate),  # before the workers, whose paths begin the same
         worker_routes(pool),
-        fleet_routes(Fleet(pool, control)),
+        fleet_routes(pool, fleet),
+        weight_routes(pool, fleet, updater),
+        aggregate_routes(pool, aggregates, from_one),
         status_routes(pool, registry_of(RouterCollector(pool, app.data_plane, middleware))),
         *(routes for layer in middleware if (routes := layer.routes()) is not None),
     ]
@@ -117,6 +134,15 @@ def _make_pool(settings: RouterSettings) -> WorkerPool:
 def _make_upstream(settings: RouterSettings) -> Upstream:
     return Upstream(
         connect_timeout_s=settings.connect_timeout_secs, request_timeout_s=settings.request_timeout_secs
+    )
+
+
+def _make_control_upstream(settings: RouterSettings) -> Upstream:
+    """Return connections for control calls, none of them kept: such a call is never sent twice."""
+    return Upstream(
+        connect_timeout_s=settings.connect_timeout_secs,
+        request_timeout_s=settings.fleet_timeout_secs,
+        idle_timeout_s=0.0,
     )
 
 

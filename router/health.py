@@ -28,6 +28,8 @@ class Signal(StrEnum):
     CALL_OK = "call_ok"
     CONNECT_FAILED = "connect_failed"
     PROBE_OK = "probe_ok"
+    PAUSED = "paused"
+    RESUMED = "resumed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class Health:
 
 def next_health(health: Health, signal: Signal, *, failure_threshold: int) -> Health:
     """Return a worker's health after `signal`; `failure_threshold` refused connections in a row kill it."""
+    if signal in (Signal.PAUSED, Signal.RESUMED):
+        return health
     if signal is Signal.CALL_OK:
         return health if health.state is State.HEALTHY else Health(state=State.HEALTHY)
     if signal is Signal.PROBE_OK:

@@ -41,6 +41,12 @@ class RouterSettings:
     connect_timeout_secs: float = 5.0
     """Longest time for a worker to take a connection."""
 
+    fleet_concurrency: int = 32
+    """Workers that a control call is sent to at the same time; collective calls go to all at once."""
+
+    fleet_timeout_secs: float = 600.0
+    """Longest time for a worker to answer a control call, such as an update of its weights."""
+
     health_failure_threshold: int = 3
     """Refused connections in a row after which a worker is dead, until a probe finds it again."""
 
@@ -75,6 +81,8 @@ class RouterSettings:
             "max_payload_size",
             "request_timeout_secs",
             "connect_timeout_secs",
+            "fleet_concurrency",
+            "fleet_timeout_secs",
             "health_failure_threshold",
             "health_check_interval_secs",
             "health_check_timeout_secs",

@@ -23,6 +23,10 @@ class Worker:
     health: Health = field(default_factory=Health)
     replies: Counter[int] = field(default_factory=Counter)
     """Replies by status; failures of the exchange count as the status they become."""
+    weight_version: str | None = None
+    """The weights it was last known to serve."""
+    is_stale: bool = False
+    """Whether it serves other weights than the newest."""
     origin: Origin = field(init=False)
 
     def __post_init__(self) -> None:
@@ -31,6 +35,11 @@ class Worker:
         Raises: BadRequest where it is not http://host:port.
         """
         self.origin = Origin.parse(self.url)
+
+    @property
+    def is_routable(self) -> bool:
+        """Whether calls may go there."""
+        return self.health.is_routable and not self.is_stale
 
 
 class WorkerPool:
@@ -42,6 +51,7 @@ class WorkerPool:
         self._by_url: dict[str, Worker] = {}
         self._ordinals = itertools.count(1)
         self._routable: tuple[Worker, ...] = ()
+        self._versions: list[str] = []
 
     def __iter__(self) -> Iterator[Worker]:
         """Iterate over all workers, oldest first."""
@@ -99,5 +109,21 @@ class WorkerPool:
         if worker.health.is_routable != before.is_routable:
             self._refresh()
 
+    @property
+    def newest_weight_version(self) -> str | None:
+        """The version that was seen last for the first time, among those that workers serve now."""
+        served = {worker.weight_version for worker in self._by_url.values()}
+        return next((version for version in reversed(self._versions) if version in served), None)
+
+    def note_weight_version(self, worker: Worker, version: str) -> None:
+        """Tell which weights a worker serves."""
+        worker.weight_version = version
+        if version not in self._versions:
+            self._versions.append(version)
+        newest = self.newest_weight_version
+        for one in self._by_url.values():
+            one.is_stale = one.weight_version not in (None, newest)
+        self._refresh()
+
     def _refresh(self) -> None:
-        self._routable = tuple(worker for worker in self._by_url.values() if worker.health.is_routable)
+        self._routable = tuple(worker for worker in self._by_url.values() if worker.is_routable)

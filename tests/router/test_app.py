@@ -20,7 +20,7 @@ def test_own_paths_are_answered_here_and_all_others_by_the_workers() -> None:
         scripted_worker(answering(reply(b"worker"))) as worker,
         router(worker) as client,
     ):
-        for path in ("/generate", "/v1/chat/completions", "/", "/worker", "/health_generate"):
+        for path in ("/generate", "/v1/chat/completions", "/", "/worker", "/v1/models/x"):
             assert client.get(path).text == "worker"
         for path in ("/workers", "/health", "/openapi.json", f"/workers/{worker}"):
             answer = client.get(path)
