@@ -24,7 +24,7 @@ from .workers import Worker, WorkerPool
 CONTINUE_ATTEMPTS: Final = 3
 """How often a worker is told to continue: one that stays paused holds its calls for ever."""
 
-CONTINUE_RETRY_S: Final = 0.5
+CONTINUE_RETRY_S: Final = 0.2
 """Time between two of these attempts."""
 
 _log = logging.getLogger("espalier.router")
@@ -122,7 +122,9 @@ class WeightUpdater:
     async def _take_steps(
         self, update: WeightUpdate, progress: dict[Worker, Progress], headers: Headers
     ) -> None:
-        for step in (Step.ASK, Step.PAUSE, Step.UPDATE, Step.CHECK):
+        await self._take(Step.ASK, update, progress, headers)
+        self._note_versions(progress)  # the old ones, so that the pool sees the new one come after them
+        for step in (Step.PAUSE, Step.UPDATE, Step.CHECK):
             await self._take(step, update, progress, headers)
 
     async def _take(
