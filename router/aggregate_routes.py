@@ -1,6 +1,6 @@
 """Endpoints that tell about the workers as if they were one."""
 
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,8 +12,8 @@ from .addressing import chosen_workers
 from .aggregates import Aggregates
 from .answers import status_of
 from .delegated import Delegated
-from .fleet_routes import call_of
-from .fleet_schema import ErrorBody, WorkerSelector
+from .fleet_routes import fleet_call
+from .fleet_schema import WORKER_SELECTION, failures
 from .headers import end_to_end_request
 from .responses import as_response
 from .workers import WorkerPool
@@ -41,14 +41,16 @@ def aggregate_routes(pool: WorkerPool, aggregates: Aggregates, from_one: ASGIApp
     @router.get(
         "/v1/loads",
         operation_id="v1_loads",
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+        responses=failures(_400="Not JSON", _404="There is no such worker", _503="There are no workers"),
+        openapi_extra=WORKER_SELECTION,
     )
-    async def all_loads(request: Request, worker: WorkerSelector = None) -> Response:
+    async def all_loads(request: Request) -> Response:
         """Tell the loads of all workers, each with its worker's URL; 200, 207 or 502 as in fleet calls."""
         if request.query_params.get("format", "json") != "json":
             raise BadRequest("format: here loads come as JSON; GET /engine_metrics has Prometheus' text")
-        workers = chosen_workers(pool, worker or [])
-        body = await aggregates.loads(call_of(request, b"", without=("worker",)), workers)
+        workers = chosen_workers(pool, request.query_params.getlist("worker"))
+        call = await fleet_call(request, without=("worker",))
+        body = await aggregates.loads(call, workers)
         return as_response(Reply.of_json(body, status_of(body["succeeded"], body["total"])))
 
     @router.get("/engine_metrics", operation_id="engine_metrics")
@@ -60,7 +62,7 @@ def aggregate_routes(pool: WorkerPool, aggregates: Aggregates, from_one: ASGIApp
     @router.get(
         "/v1/models",
         operation_id="v1_models",
-        responses={502: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+        responses=failures(_502="No worker told", _503="No worker takes calls"),
     )
     async def models(request: Request) -> Response:
         """List the models of all workers that take calls, each name once."""
@@ -71,9 +73,11 @@ def aggregate_routes(pool: WorkerPool, aggregates: Aggregates, from_one: ASGIApp
         """Return what the first worker that takes calls says."""
         return Delegated(from_one)
 
-    failures: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (502, 503, 504)}
+    responses = failures(
+        _502="No worker answered", _503="No worker takes calls", _504="No worker answered in time"
+    )
     for path in FROM_ONE_WORKER:
         name = path.strip("/")
-        router.add_api_route(path, ask_one, methods=["GET"], operation_id=name, responses=failures)
+        router.add_api_route(path, ask_one, methods=["GET"], operation_id=name, responses=responses)
         router.add_api_route(path, ask_one, methods=["HEAD"], include_in_schema=False)
     return router

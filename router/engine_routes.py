@@ -10,24 +10,26 @@ from .addressing import ENGINE, addressed, selected_workers
 from .answers import status_of, told_as_smg
 from .delegated import Delegated
 from .fleet import Fleet
-from .fleet_routes import FLEET_RESPONSES, call_of
-from .fleet_schema import ErrorBody
+from .fleet_routes import fleet_call
+from .fleet_schema import FLEET_MODELS, failures
 from .responses import as_response
 from .workers import Worker, WorkerPool
 
-METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
-"""The methods that are passed on."""
-
-DOCUMENTED_METHODS: Final = frozenset({"GET", "POST"})
+DOCUMENTED: Final = ("GET", "POST")
 """The methods that SGLang's own endpoints take, but for a few."""
+
+UNDOCUMENTED: Final = ("PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+"""The other methods that are passed on."""
 
 ONE_WORKER: Final = "/workers/{id_or_url:path}/engine/{path:path}"
 
 ONE_WORKER_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "What the worker answered, whatever its status"},
-    404: {"model": ErrorBody, "description": "There is no such worker"},
-    502: {"model": ErrorBody, "description": "The worker gave no answer"},
-    504: {"model": ErrorBody, "description": "The worker gave no answer in time"},
+    **failures(
+        _404="There is no such worker",
+        _502="The worker gave no answer",
+        _504="The worker gave no answer in time",
+    ),
 }
 
 
@@ -48,30 +50,25 @@ def engine_routes(pool: WorkerPool, fleet: Fleet, gate: ASGIApp) -> APIRouter:
     ) -> Response:
         """Pass the call on to every worker that fits, and tell how each one answered."""
         workers = selected_workers(pool, selector or [])
-        call = call_of(request, await request.body(), below="/v1/rl/engine", without=("selector",))
-        answers = await fleet.broadcast(addressed(call, workers, pool))
+        call = await fleet_call(request, below="/v1/rl/engine", without=("selector",))
+        answers = await fleet.tell(addressed(call, workers, pool))
         body = told_as_smg(answers)
         return as_response(Reply.of_json(body, status_of(body["succeeded"], body["total"])))
 
-    for method in METHODS:
-        is_documented = method in DOCUMENTED_METHODS
-        for path, name in ((ONE_WORKER, "worker_engine"), (f"/v1/rl{ONE_WORKER}", "rl_worker_engine")):
+    all_workers: dict[int | str, dict[str, Any]] = {
+        status: {"model": model, "description": told} for status, (model, told) in FLEET_MODELS.items()
+    }
+    for path, name, endpoint, responses in (
+        (ONE_WORKER, "worker_engine", ask_one, ONE_WORKER_RESPONSES),
+        (f"/v1/rl{ONE_WORKER}", "rl_worker_engine", ask_one, ONE_WORKER_RESPONSES),
+        ("/v1/rl/engine/{path:path}", "rl_engine", ask_all, all_workers),
+    ):
+        for method in DOCUMENTED:
+            operation_id = f"{name}_by_{method.lower()}"
             router.add_api_route(
-                path,
-                ask_one,
-                methods=[method],
-                operation_id=f"{name}_by_{method.lower()}",
-                responses=ONE_WORKER_RESPONSES,
-                include_in_schema=is_documented,
+                path, endpoint, methods=[method], operation_id=operation_id, responses=responses
             )
-        router.add_api_route(
-            "/v1/rl/engine/{path:path}",
-            ask_all,
-            methods=[method],
-            operation_id=f"rl_engine_by_{method.lower()}",
-            responses=dict(FLEET_RESPONSES),
-            include_in_schema=is_documented,
-        )
+        router.add_api_route(path, endpoint, methods=list(UNDOCUMENTED), include_in_schema=False)
 
     @router.get("/v1/rl/workers", operation_id="rl_workers")
     async def list_workers() -> dict[str, Any]:
@@ -80,7 +77,9 @@ def engine_routes(pool: WorkerPool, fleet: Fleet, gate: ASGIApp) -> APIRouter:
         return {"workers": workers, "total": len(workers)}
 
     @router.get(
-        "/v1/rl/workers/{id_or_url:path}", operation_id="rl_worker", responses={404: {"model": ErrorBody}}
+        "/v1/rl/workers/{id_or_url:path}",
+        operation_id="rl_worker",
+        responses=failures(_404="There is no such worker"),
     )
     async def show_worker(id_or_url: str) -> dict[str, Any]:
         """Show one worker, by its id or percent-encoded URL."""

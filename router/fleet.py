@@ -14,7 +14,8 @@ import msgspec
 
 from ..calls import Call, Headers, Reply
 from ..errors import HttpError, UpstreamTimeout
-from .answers import Answer, Report, report_of
+from .addressing import addressed, chosen_workers
+from .answers import Answer, Report, report_of, status_of, told
 from .control_calls import Effect, control_call
 from .health import Signal
 from .upstream import Upstream
@@ -46,15 +47,25 @@ class Fleet:
         self._concurrency = concurrency
         self._quick_timeout_s = quick_timeout_s
 
-    async def broadcast(self, addressed: Sequence[tuple[Worker, Call]]) -> list[Answer]:
+    async def broadcast(self, call: Call, workers: Sequence[Worker] | None = None) -> Reply:
+        """Send `call` to `workers`, or to all; return the reply that tells how each one answered.
+
+        Raises: NoWorkerAvailable, and what `addressed` raises.
+        """
+        asked = chosen_workers(self._pool, []) if workers is None else workers
+        answers = await self.tell(addressed(call, asked, self._pool))
+        succeeded = sum(answer.succeeded for answer in answers)
+        return Reply.of_json(told(answers), status_of(succeeded, len(answers)))
+
+    async def tell(self, calls: Sequence[tuple[Worker, Call]]) -> list[Answer]:
         """Send each worker its call; return the answers in order, and note what the calls changed."""
 
         async def one(to: tuple[Worker, Call]) -> Answer:
             worker, call = to
             return await self.note(await self.ask(worker, call), call)
 
-        at_once = any(control_call(call.path).is_collective for _, call in addressed)
-        return await self.each(addressed, one, at_once=at_once)
+        at_once = any(control_call(call.path).is_collective for _, call in calls)
+        return await self.each(calls, one, at_once=at_once)
 
     async def each(
         self, items: Sequence[T], do: Callable[[T], Awaitable[R]], *, at_once: bool = False
@@ -79,8 +90,8 @@ class Fleet:
             reply = await self.fetch(worker, call, quickly=quickly, max_bytes=max_bytes)
             answer = answer_of(worker, reply.status, await reply.read())
         except HttpError as error:
-            told = {"error": error.message}
-            answer = Answer(worker=worker, status=error.status, code=error.code, body=told)
+            body = {"error": error.message}
+            answer = Answer(worker=worker, status=error.status, code=error.code, body=body)
         return dataclasses.replace(answer, latency_s=time.monotonic() - began_s)
 
     async def fetch(

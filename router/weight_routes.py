@@ -6,7 +6,14 @@ from ..calls import JsonObject, Reply
 from .addressing import chosen_workers
 from .answers import report_of
 from .fleet import Fleet, own_call
-from .fleet_schema import ErrorBody, FleetWeights, NewWeights, UpdateAnswer, WorkerSelector
+from .fleet_schema import (
+    WORKER_SELECTION,
+    ErrorBody,
+    FleetWeights,
+    NewWeights,
+    UpdateAnswer,
+    failures,
+)
 from .headers import end_to_end_request
 from .responses import as_response
 from .weight_updater import WeightUpdater
@@ -30,14 +37,15 @@ def weight_routes(pool: WorkerPool, fleet: Fleet, updater: WeightUpdater) -> API
             502: {"model": UpdateAnswer, "description": "No worker serves the new weights"},
             503: {"model": ErrorBody, "description": "There are no workers"},
         },
+        openapi_extra=WORKER_SELECTION,
     )
-    async def update(request: Request, new: NewWeights, worker: WorkerSelector = None) -> Response:
+    async def update(request: Request, new: NewWeights) -> Response:
         """Pause every worker, load the weights, check that each reports the version, and continue.
 
         Workers that fail are continued too, but take no calls while their version is behind. A client that
         hangs up does not end the update.
         """
-        workers = chosen_workers(pool, worker or [])
+        workers = chosen_workers(pool, request.query_params.getlist("worker"))
         headers = end_to_end_request(request.headers.raw)
         finished = await updater.run(_update_of(new), workers, headers)
         return as_response(Reply.of_json(finished.told(), finished.status))
@@ -45,12 +53,14 @@ def weight_routes(pool: WorkerPool, fleet: Fleet, updater: WeightUpdater) -> API
     @router.get(
         "/fleet/weights",
         operation_id="fleet_weights",
-        responses={200: {"model": FleetWeights}, 404: {"model": ErrorBody}},
+        responses={200: {"model": FleetWeights}, **failures(_404="There is no such worker")},
+        openapi_extra=WORKER_SELECTION,
     )
-    async def show(request: Request, worker: WorkerSelector = None) -> Response:
+    async def show(request: Request) -> Response:
         """Ask every worker what it serves now."""
         headers = end_to_end_request(request.headers.raw)
-        workers = chosen_workers(pool, worker) if worker else list(pool)
+        selectors = request.query_params.getlist("worker")
+        workers = chosen_workers(pool, selectors) if selectors else list(pool)
 
         async def ask(asked: Worker) -> JsonObject:
             answer = await fleet.ask(asked, own_call("GET", "/model_info", headers), quickly=True)

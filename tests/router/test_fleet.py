@@ -215,7 +215,7 @@ def test_pool_learns_what_a_call_changed(path: str, answer: bytes, told: list[st
     async def test() -> None:
         pool = WatchedPool()
         worker, _ = pool.add(url)
-        await fleet_of(pool).broadcast([(worker, call(path))])
+        await fleet_of(pool).tell([(worker, call(path))])
         assert pool.told == told
 
     script = by_path(**{path.strip("/"): answer, "model_info": reply(b'{"weight_version": "8"}')})
@@ -245,7 +245,7 @@ def test_worker_is_asked_for_its_version_with_the_key_of_the_call() -> None:
     async def test() -> None:
         pool = WatchedPool()
         worker, _ = pool.add(url)
-        await fleet_of(pool).broadcast([(worker, call("/end_weight_update"))])
+        await fleet_of(pool).tell([(worker, call("/end_weight_update"))])
 
     with scripted_worker(script) as url:
         run(test())

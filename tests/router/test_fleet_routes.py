@@ -1,6 +1,7 @@
 """Every control path of SGLang's is the fleet's, and passes on what it was given."""
 
 import json
+import re
 import socket
 import threading
 
@@ -133,9 +134,12 @@ def test_malformed_overlay_is_400_in_the_routers_shape() -> None:
 
 def test_control_calls_are_documented_with_their_replies() -> None:
     with router() as client:
-        paths = client.get("/openapi.json").json()["paths"]
+        document = client.get("/openapi.json").json()
+    paths = document["paths"]
     for control in CONTROL_CALLS.values():
         for method in control.methods:
             operation = paths[control.path][method.lower()]
             assert {"200", "207", "404", "502", "503"} <= set(operation["responses"])
             assert [each["name"] for each in operation["parameters"]] == ["worker"]
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document))) <= known

@@ -2,31 +2,30 @@
 
 from typing import Any
 
-import pytest
-
 from tests.router.running import closed_port_url, router
 from tests.simulator.workers import INSTANT, running_worker
 
 NEW = {"model_path": "/m", "weight_version": "2"}
 
 
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
-        ({"model_path": "/m"}, "weight_version"),
-        ({"weight_version": "2"}, "model_path"),
-        ({**NEW, "weight_version": 2}, "weight_version"),
-        ({**NEW, "weight_version": ""}, "weight_version"),
-        ({**NEW, "mode": "softly"}, "mode"),
-        ({**NEW, "keep_pause": True}, "keep_pause"),
-        ([], "body"),
-    ],
-)
-def test_update_that_is_not_clear_is_refused_before_anybody_is_paused(body: Any, named: str) -> None:
+UNCLEAR: list[tuple[Any, str]] = [
+    ({"model_path": "/m"}, "weight_version"),
+    ({"weight_version": "2"}, "model_path"),
+    ({**NEW, "weight_version": 2}, "weight_version"),
+    ({**NEW, "weight_version": ""}, "weight_version"),
+    ({**NEW, "mode": "softly"}, "mode"),
+    ({**NEW, "keep_pause": True}, "keep_pause"),
+    ([], "body"),
+]
+"""Bodies, and the member that is wrong in each."""
+
+
+def test_update_that_is_not_clear_is_refused_before_anybody_is_paused() -> None:
     with running_worker(**INSTANT) as worker, router(str(worker.base_url)) as client:
-        answer = client.put("/fleet/weights", json=body)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
-        assert named in answer.json()["error"]["message"]
+        for body, named in UNCLEAR:
+            answer = client.put("/fleet/weights", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+            assert named in answer.json()["error"]["message"]
         assert worker.get("/model_info").json()["weight_version"] == "default"
 
 
