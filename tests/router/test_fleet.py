@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+from typing import Any
 
 import pytest
 
@@ -17,19 +18,20 @@ from tests.router.scripted import Script, answering, reply, scripted_worker
 
 
 class WatchedPool(WorkerPool):
-    """A pool that keeps what it is told."""
+    """A pool that keeps what it is told of pauses and weights."""
 
     def __init__(self) -> None:
         super().__init__(failure_threshold=3)
         self.told: list[str] = []
 
     def report(self, worker: Worker, signal: Signal) -> None:
-        self.told.append(signal)
+        if signal in (Signal.PAUSED, Signal.RESUMED):
+            self.told.append(signal)
         super().report(worker, signal)
 
-    def note_weight_version(self, worker: Worker, version: str) -> None:
+    def note_weight_version(self, worker: Worker, version: str, **known: Any) -> None:
         self.told.append(f"serves {version}")
-        super().note_weight_version(worker, version)
+        super().note_weight_version(worker, version, **known)
 
 
 def by_path(**answers: bytes) -> Script:
@@ -163,6 +165,18 @@ def test_worker_that_hangs_past_the_time_limit_is_told_and_the_others_are_not_he
         assert "within 0.3 s" in failed["message"]
 
 
+def test_worker_that_should_answer_at_once_is_not_waited_for_longer() -> None:
+    async def test() -> None:
+        pool = WatchedPool()
+        worker, _ = pool.add(url)
+        answer = await fleet_of(pool, quick_timeout_s=0.1).ask(worker, call("/model_info"), quickly=True)
+        assert (answer.status, answer.code) == (504, "upstream_timeout")
+        assert "did not answer within 0.1 s" in answer.message
+
+    with scripted_worker(lambda client, _: client.recv(1) != b"") as url:
+        run(test())
+
+
 def test_answer_that_is_too_long_is_not_kept() -> None:
     with (
         scripted_worker(answering(reply(b"x" * (MAX_REPLY_BYTES + 1)))) as talkative,
@@ -188,9 +202,10 @@ def test_control_call_is_never_sent_twice() -> None:
     seen: list[bytes] = []
 
     def script(client: socket.socket, request: bytes) -> bool:
-        seen.append(request)
-        if len(seen) == 2:
-            return False
+        if b"/start_profile" in request:
+            seen.append(request)
+            if len(seen) == 2:
+                return False
         return answering(reply())(client, request)
 
     with scripted_worker(script) as worker, router(worker) as client:

@@ -13,12 +13,12 @@ from tests.router.scripted import Script, answering, reply, scripted_worker
 
 
 def recording(seen: list[bytes]) -> Script:
-    """Return a script that keeps the control calls it gets, questions about the model left out."""
+    """Return a script that keeps the control calls it gets; probes and questions are left out."""
     lock = threading.Lock()
 
     def script(client: socket.socket, request: bytes) -> bool:
         with lock:
-            if not request.startswith(b"GET /model_info "):
+            if request.split(b" ")[1].partition(b"?")[0].decode() in CONTROL_CALLS:
                 seen.append(request)
         return answering(reply())(client, request)
 

@@ -1,5 +1,6 @@
 """New weights for the whole fleet in one call: over real sockets, with workers that fail at every step."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -13,10 +14,16 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.router.running import DEADLINE_S, closed_port_url, connection_to, router, until
+from espalier.router.fleet import Fleet
+from espalier.router.upstream import Upstream
+from espalier.router.weight_updater import WeightUpdater
+from espalier.router.weights import WeightUpdate
+from espalier.router.workers import Worker, WorkerPool
+from tests.router.running import DEADLINE_S, closed_port_url, connection_to, router, run, until
 from tests.router.scripted import reply, scripted_worker
 from tests.simulator.workers import INSTANT, SLOW, generate, running_worker
 
+UPDATE = WeightUpdate(model_path="/models/2", weight_version="2")
 NEW = {"model_path": "/models/2", "weight_version": "2", "mode": "retract"}
 
 
@@ -27,6 +34,7 @@ class Engine:
     version: str = "1"
     is_paused: bool = False
     asked: list[str] = field(default_factory=list)
+    """What it was told to do; who only asks, as probes do, is left out."""
     instead: dict[str, Callable[[], bytes | None]] = field(default_factory=dict)
     """What a path answers in place of SGLang's answer; None drops the connection."""
     url: str = ""
@@ -34,7 +42,8 @@ class Engine:
     def __call__(self, client: socket.socket, request: bytes) -> bool:
         """Answer one request, as `scripted_worker` has it."""
         path = request.split(b" ")[1].decode()
-        self.asked.append(path)
+        if request.startswith(b"POST "):
+            self.asked.append(path)
         if path in self.instead:
             answer = self.instead[path]()
             if answer is None:
@@ -88,10 +97,8 @@ def test_all_workers_serve_the_new_weights_after_one_call() -> None:
             assert set(result["latency_ms"]) == {"ask", "pause", "update", "check", "continue"}
         for engine in (first, second):
             assert engine.asked == [
-                "/model_info",
                 "/pause_generation",
                 "/update_weights_from_disk",
-                "/model_info",
                 "/continue_generation",
             ]
             assert not engine.is_paused
@@ -166,6 +173,52 @@ def test_dead_worker_is_neither_paused_nor_waited_for() -> None:
         assert (by_url(answer)[dead]["failed_step"], by_url(answer)[dead]["weight_version"]) == ("ask", None)
         assert not good.is_paused
         assert client.put("/fleet/weights", json=NEW, params={"worker": dead}).status_code == 502
+
+
+def updater_of(*engines: Engine, quick_timeout_s: float = DEADLINE_S) -> tuple[WeightUpdater, list[Worker]]:
+    """Return an updater of these engines, without a router around it."""
+    pool = WorkerPool(failure_threshold=3)
+    workers = [pool.add(engine.url)[0] for engine in engines]
+    upstream = Upstream(connect_timeout_s=5, request_timeout_s=DEADLINE_S, idle_timeout_s=0)
+    fleet = Fleet(pool, upstream, concurrency=32, quick_timeout_s=quick_timeout_s)
+    return WeightUpdater(pool, fleet), workers
+
+
+def test_nobody_is_paused_for_the_sake_of_a_worker_that_hangs() -> None:
+    good, hung = Engine(), Engine()
+    over = threading.Event()
+
+    def hang() -> None:
+        over.wait(DEADLINE_S)
+
+    async def test() -> None:
+        updater, workers = updater_of(good, hung, quick_timeout_s=0.3)
+        finished = await updater.run(UPDATE, workers, [])
+        assert [each.succeeded for each in finished.progress.values()] == [True, False]
+
+    hung.instead["/model_info"] = hang
+    with scripted_worker(good) as good.url, scripted_worker(hung) as hung.url:
+        run(test())
+        over.set()
+    assert hung.asked == []
+
+
+def test_who_gives_up_waiting_does_not_end_the_update() -> None:
+    engine = Engine()
+
+    async def test() -> None:
+        updater, workers = updater_of(engine)
+        waiting = asyncio.create_task(updater.run(UPDATE, workers, []))
+        await asyncio.to_thread(until, lambda: bool(engine.asked))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await asyncio.to_thread(until, lambda: not updater.is_running)
+        assert updater.last is not None
+        assert updater.last.status == 200
+
+    with scripted_worker(engine) as engine.url:
+        run(test())
+    assert not engine.is_paused
 
 
 def test_worker_that_hangs_in_its_update_does_not_stay_paused() -> None:
