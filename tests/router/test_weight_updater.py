@@ -61,6 +61,18 @@ class Engine:
             self.is_paused = path == "/pause_generation"
         return reply(json.dumps({"success": True, "weight_version": self.version}).encode())
 
+    def holds_its_update(self) -> tuple[threading.Event, threading.Event]:
+        """Return an event that tells that the update has come, and one that lets it go on."""
+        asked, go = threading.Event(), threading.Event()
+
+        def hold() -> bytes:
+            asked.set()
+            assert go.wait(DEADLINE_S)
+            return self.answer("/update_weights_from_disk", b'{"weight_version": "2"}')
+
+        self.instead["/update_weights_from_disk"] = hold
+        return asked, go
+
     def refuses(self, path: str, status: str = "500 Broken") -> None:
         self.instead[path] = lambda: reply(b"no", status=status)
 
@@ -108,19 +120,9 @@ def test_all_workers_serve_the_new_weights_after_one_call() -> None:
 def test_no_worker_goes_on_before_all_have_been_updated() -> None:
     """The first is done long before the second; it must not sample from the new weights until then."""
     first, second = Engine(), Engine()
-    first_is_done, second_may_go = threading.Event(), threading.Event()
-
-    def wait_for_first() -> bytes:
-        assert first_is_done.wait(DEADLINE_S)
-        assert second_may_go.wait(DEADLINE_S)
-        return second.answer("/update_weights_from_disk", b'{"weight_version": "2"}')
-
-    def done() -> bytes:
-        first_is_done.set()
-        return first.answer("/update_weights_from_disk", b'{"weight_version": "2"}')
-
-    first.instead["/update_weights_from_disk"] = done
-    second.instead["/update_weights_from_disk"] = wait_for_first
+    first_is_done, first_may_go = first.holds_its_update()
+    _, second_may_go = second.holds_its_update()
+    first_may_go.set()
     with engines(first, second) as client, ThreadPoolExecutor(1) as pool:
         updating = pool.submit(client.put, "/fleet/weights", json=NEW)
         assert first_is_done.wait(DEADLINE_S)
@@ -175,9 +177,24 @@ def test_dead_worker_is_neither_paused_nor_waited_for() -> None:
         assert client.put("/fleet/weights", json=NEW, params={"worker": dead}).status_code == 502
 
 
-def updater_of(*engines: Engine, quick_timeout_s: float = DEADLINE_S) -> tuple[WeightUpdater, list[Worker]]:
+class ListeningPool(WorkerPool):
+    """A pool that keeps what it is told of weights, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(failure_threshold=3)
+        self.told: list[tuple[str, str]] = []
+
+    def note_weight_version(self, worker: Worker, version: str, **known: Any) -> None:
+        self.told.append((worker.url, version))
+        super().note_weight_version(worker, version, **known)
+
+
+def updater_of(
+    *engines: Engine, pool: WorkerPool | None = None, quick_timeout_s: float = DEADLINE_S
+) -> tuple[WeightUpdater, list[Worker]]:
     """Return an updater of these engines, without a router around it."""
-    pool = WorkerPool(failure_threshold=3)
+    if pool is None:
+        pool = WorkerPool(failure_threshold=3)
     workers = [pool.add(engine.url)[0] for engine in engines]
     upstream = Upstream(connect_timeout_s=5, request_timeout_s=DEADLINE_S, idle_timeout_s=0)
     fleet = Fleet(pool, upstream, concurrency=32, quick_timeout_s=quick_timeout_s)
@@ -203,15 +220,32 @@ def test_nobody_is_paused_for_the_sake_of_a_worker_that_hangs() -> None:
     assert hung.asked == []
 
 
+def test_pool_learns_the_new_version_after_the_old_and_before_who_lacks_it() -> None:
+    """So whoever lacks it is behind at once, however the pool tells which version is the newest."""
+    bad, good = Engine(), Engine()
+    pool = ListeningPool()
+
+    async def test() -> None:
+        updater, workers = updater_of(bad, good, pool=pool)
+        await updater.run(UPDATE, workers, [])
+
+    bad.refuses("/update_weights_from_disk")
+    with scripted_worker(bad) as bad.url, scripted_worker(good) as good.url:
+        run(test())
+        assert pool.told == [(bad.url, "1"), (good.url, "1"), (good.url, "2"), (bad.url, "1")]
+
+
 def test_who_gives_up_waiting_does_not_end_the_update() -> None:
     engine = Engine()
+    asked, go = engine.holds_its_update()
 
     async def test() -> None:
         updater, workers = updater_of(engine)
         waiting = asyncio.create_task(updater.run(UPDATE, workers, []))
-        await asyncio.to_thread(until, lambda: bool(engine.asked))
+        assert await asyncio.to_thread(asked.wait, DEADLINE_S)
         waiting.cancel()
         await asyncio.wait([waiting])
+        go.set()
         await asyncio.to_thread(until, lambda: not updater.is_running)
         assert updater.last is not None
         assert updater.last.status == 200
@@ -287,14 +321,7 @@ def test_worker_is_told_to_continue_until_it_does() -> None:
 
 def test_second_update_is_told_that_one_is_under_way() -> None:
     engine = Engine()
-    asked, go = threading.Event(), threading.Event()
-
-    def wait() -> bytes:
-        asked.set()
-        assert go.wait(DEADLINE_S)
-        return engine.answer("/update_weights_from_disk", b'{"weight_version": "2"}')
-
-    engine.instead["/update_weights_from_disk"] = wait
+    asked, go = engine.holds_its_update()
     with engines(engine) as client, ThreadPoolExecutor(1) as pool:
         updating = pool.submit(client.put, "/fleet/weights", json=NEW)
         assert asked.wait(DEADLINE_S)
@@ -308,14 +335,7 @@ def test_second_update_is_told_that_one_is_under_way() -> None:
 
 def test_client_that_hangs_up_does_not_end_the_update() -> None:
     engine = Engine()
-    asked, go = threading.Event(), threading.Event()
-
-    def wait() -> bytes:
-        asked.set()
-        assert go.wait(DEADLINE_S)
-        return engine.answer("/update_weights_from_disk", b'{"weight_version": "2"}')
-
-    engine.instead["/update_weights_from_disk"] = wait
+    asked, go = engine.holds_its_update()
     with engines(engine) as client:
         body = json.dumps(NEW).encode()
         head = f"PUT /fleet/weights HTTP/1.1\r\nhost: r\r\ncontent-length: {len(body)}\r\n"
