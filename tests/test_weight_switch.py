@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -54,18 +55,28 @@ def greedy(url: str, prompt: list[int]) -> list[int]:
     return ids
 
 
-async def generate_all_along(url: str, numbers: Iterator[int], until: asyncio.Event) -> list[Generated]:
-    """Send one call after the other until told to end; return each prompt with what came back."""
+@dataclass(slots=True)
+class Course:
+    """How far the changes have come, as those who generate see it."""
+
+    served: str | None = None
+    """The version that all workers serve; None while it changes."""
+    is_over: bool = False
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+
+async def generate_all_along(url: str, course: Course) -> list[Generated]:
+    """Send one call after the other to the end; return each prompt with what came back."""
     replies: list[Generated] = []
     async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-        while not until.is_set():
-            number = next(numbers)
+        while not course.is_over:
+            number, served = next(course.numbers), course.served
             prompt = [FIRST_ID + number, FIRST_ID + number // 3, FIRST_ID + 1]
             params = {"temperature": 1, "max_new_tokens": OUTPUT_TOKENS, "ignore_eos": True}
             body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
             reply = await client.post("/generate", json=body)
             assert reply.status_code == 200, reply.text
-            replies.append({"prompt": prompt, **reply.json()})
+            replies.append({"prompt": prompt, "served_when_sent": served, **reply.json()})
     return replies
 
 
@@ -84,13 +95,13 @@ async def switch_back_and_forth(
 
     Return what was generated, and what each worker said to a change's own prompt after it.
     """
-    over, numbers = asyncio.Event(), itertools.count()
+    course = Course()
     said: dict[tuple[str, int], list[list[int]]] = {}
     async with (
         httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
         asyncio.TaskGroup() as group,
     ):
-        generating = [group.create_task(generate_all_along(url, numbers, over)) for _ in range(GENERATING)]
+        generating = [group.create_task(generate_all_along(url, course)) for _ in range(GENERATING)]
         for mode, model in CHANGES:
             await until_busy(client, len(workers))
             body = {
@@ -98,12 +109,14 @@ async def switch_back_and_forth(
                 "weight_version": f"{mode}-{model}",
                 "mode": mode,
             }
+            course.served = None
             answer = await client.put("/fleet/weights", json=body)
             assert answer.status_code == 200, answer.text
+            course.served = f"{mode}-{model}"
             said[mode, model] = await asyncio.gather(
                 *(asyncio.to_thread(greedy, worker.url, prompts[mode, model]) for worker in workers)
             )
-        over.set()
+        course.is_over = True
     return [reply for task in generating for reply in task.result()], said
 
 
@@ -138,21 +151,26 @@ def read_logprobs(worker: EngineWorker, reply: Generated) -> list[float | None]:
     return told[len(reply["prompt"]) :]
 
 
-def check_logprobs(reply: Generated, workers: Sequence[EngineWorker]) -> None:
-    """Check that the weights that a span names are those that sampled it.
+def can_be_checked(reply: Generated, span: dict[str, Any]) -> bool:
+    """Tell whether the tokens of a span must be those of the version's weights alone.
 
-    A generation that went on in place has read what it said before with the old weights: its later spans
-    are neither the old model's nor the new one's, and only the first can be checked.
+    Not so for a generation that went on in place: it has read with the old weights what came before, which
+    can be its prompt alone. Then its reply names only the new version.
     """
+    if not span["version"].startswith("in_place"):
+        return True
+    return bool(span["start"] == 0 and reply["served_when_sent"] == span["version"])
+
+
+def check_logprobs(reply: Generated, workers: Sequence[EngineWorker]) -> None:
+    """Check that the weights that a span names are those that sampled it."""
     sampled = [value for value, _, _ in reply["meta_info"]["output_token_logprobs"]]
     for span in reply["meta_info"]["weight_versions"]:
-        mode, _, model = span["version"].rpartition("-")
-        if span["start"] > 0 and mode != "retract":
-            continue
-        read = read_logprobs(workers[int(model)], reply)
-        of_span = list(zip(sampled, read, strict=True))[span["start"] : span["end"]]
-        differences = [abs(one - other) for one, other in of_span if other is not None]
-        assert max(differences, default=0) < TOLERANCE_NATS, span
+        if can_be_checked(reply, span):
+            read = read_logprobs(workers[int(span["version"].rpartition("-")[2])], reply)
+            of_span = list(zip(sampled, read, strict=True))[span["start"] : span["end"]]
+            differences = [abs(one - other) for one, other in of_span if other is not None]
+            assert max(differences, default=0) < TOLERANCE_NATS, span
 
 
 def test_no_reply_mixes_weights_without_saying_so(engine_workers: tuple[EngineWorker, ...]) -> None:
