@@ -89,28 +89,29 @@ class WeightUpdater:
         """
         if self.is_running:
             raise Conflict("An update of the weights is under way; GET /fleet/weights tells when it is done")
-        self._running = asyncio.create_task(self._run(update, workers, headers), name="weight update")
-        return await asyncio.shield(self._running)
+        progress = {worker: Progress() for worker in workers}
+        steps = asyncio.create_task(self._take_steps(update, progress, headers))
+        running = asyncio.create_task(self._see_to_its_end(steps, update, progress, headers))
+        self._steps, self._running = steps, running
+        return await asyncio.shield(running)
 
     async def aclose(self) -> None:
         """Give up what is under way; return once no worker is left paused by it."""
-        if self._running is not None:
-            if self._steps is not None:
-                self._steps.cancel()
+        if self._steps is not None and self._running is not None:
+            self._steps.cancel()
             await asyncio.wait([self._running])
 
-    async def _run(self, update: WeightUpdate, workers: Sequence[Worker], headers: Headers) -> Finished:
+    async def _see_to_its_end(
+        self,
+        steps: "asyncio.Task[None]",
+        update: WeightUpdate,
+        progress: dict[Worker, Progress],
+        headers: Headers,
+    ) -> Finished:
         began_s = time.monotonic()
-        progress = {worker: Progress() for worker in workers}
-        _log.info(
-            "event=weight_update_began version=%r mode=%s workers=%d",
-            update.weight_version,
-            update.mode,
-            len(workers),
-        )
-        self._steps = asyncio.create_task(self._take_steps(update, progress, headers))
-        await asyncio.wait([self._steps])
-        reason = _why_it_ended_early(self._steps)
+        _log_begin(update, len(progress))
+        await asyncio.wait([steps])
+        reason = _why_it_ended_early(steps)
         if reason is not None:
             progress.update({worker: given_up(each, reason) for worker, each in progress.items()})
         self._note_versions(progress)
@@ -166,6 +167,12 @@ def _why_it_ended_early(steps: "asyncio.Task[None]") -> str | None:
         return None
     _log.error("event=weight_update_broke", exc_info=error)
     return "The router failed to make this update; its log says why"
+
+
+def _log_begin(update: WeightUpdate, workers: int) -> None:
+    _log.info(
+        "event=weight_update_began version=%r mode=%s workers=%d", update.weight_version, update.mode, workers
+    )
 
 
 def _log_end(finished: Finished) -> None:

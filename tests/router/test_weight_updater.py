@@ -255,6 +255,23 @@ def test_who_gives_up_waiting_does_not_end_the_update() -> None:
     assert not engine.is_paused
 
 
+def test_update_that_is_given_up_before_it_began_asks_nobody() -> None:
+    engine = Engine()
+
+    async def test() -> None:
+        updater, workers = updater_of(engine)
+        waiting = asyncio.create_task(updater.run(UPDATE, workers, []))
+        await asyncio.sleep(0)
+        await updater.aclose()
+        (progress,) = (await waiting).progress.values()
+        assert progress.failure is not None
+        assert progress.failure.message == "The router is shutting down"
+
+    with scripted_worker(engine) as engine.url:
+        run(test())
+    assert engine.asked == []
+
+
 def test_worker_that_hangs_in_its_update_does_not_stay_paused() -> None:
     good, hung = Engine(), Engine()
     over = threading.Event()
