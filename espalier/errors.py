@@ -9,6 +9,7 @@
     │   ├── Forbidden          a known key that does not reach this far           403
     │   ├── NotFound           no such worker, trajectory or path                 404
     │   ├── TokenMismatch      token ids and text do not belong together          409
+    │   ├── Conflict           something that is under way excludes this          409
     │   ├── QueueTimeout       waited too long to be let in; try again later      408
     │   ├── PayloadTooLarge    the body is over the limit                         413
     │   ├── TooManyCalls       as many wait as may; try again later               429
@@ -112,6 +113,13 @@ class TokenMismatch(HttpError):
 
     status = 409
     code = "token_mismatch"
+
+
+class Conflict(HttpError):
+    """Something is under way that excludes this; it can be asked for again afterwards."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(HttpError):

@@ -2,7 +2,8 @@
 
 A call: `data_plane` takes it in, `forwarder` leases a worker, `upstream` and `connection` carry it there and
 back. Who is asked: `workers`, `health`, `prober`, `policies`. What people and frameworks steer it with:
-`worker_routes`, `fleet`, `status_routes`. `app` puts it together from `settings`; `server` runs it.
+`worker_routes`, `fleet`, `weights`, `engine_gate`, `aggregates`, `status_routes`. `app` puts it together from
+`settings`; `server` runs it.
 """
 
 if __name__ != "espalier.router":

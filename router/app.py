@@ -2,21 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.routing import BaseRoute
 
-from ..calls import stack
-from ..errors import BadRequest, ConfigError
+from ..calls import Handler, Middleware, stack
 from ..version import __version__
 from .abort_routes import abort_routes
-from .aborts import ABORT_TIMEOUT_S, Aborter
+from .aborts import Aborter
 from .access_log import log_call
-from .admission import Admission
-from .auth import Gate, Keyring, WorkerCredentials, read_keys
+from .aggregate_routes import aggregate_routes
+from .aggregates import Aggregates
+from .auth import Gate
 from .data_plane import DataPlane, Receive, Scope, Send
+from .engine_gate import EngineGate
+from .engine_routes import engine_routes
 from .fleet import Fleet
 from .fleet_routes import fleet_routes
 from .flights import Flights
@@ -24,28 +25,26 @@ from .forwarder import Forwarder
 from .ledger import CallRecord, Ledger, OnEnd, duration_bounds_s, path_label
 from .metrics import RouterCollector, registry_of
 from .own_endpoints import OwnEndpoints
+from .own_paths import OwnPaths
+from .parts import Watcher, make_admission, make_gate, make_pool, make_retry_policy, make_watchers
 from .plugins import make_middleware, make_policy
-from .prober import Prober, revive_unseen
 from .request_id import RequestIds
 from .responses import tell_errors
-from .retries import Backoff, RetryBudget, RetryPolicy
 from .settings import RouterSettings
 from .status_routes import status_routes
 from .tally import Tally
-from .upstream import Upstream
-from .worker_file import WorkerFile
+from .upstreams import Upstreams
+from .weight_routes import weight_routes
+from .weight_updater import WeightUpdater
 from .worker_routes import worker_routes
 from .workers import WorkerPool
-
-Watcher = Callable[[], Coroutine[None, None, None]]
-"""Runs in the background until cancelled."""
 
 
 class RouterApp(FastAPI):
     """FastAPI for the router's own endpoints; every other path goes to the data plane, past all routing."""
 
     data_plane: DataPlane
-    own_paths: "OwnPaths"
+    own_paths: OwnPaths
     own_endpoints: OwnEndpoints
     metrics: CollectorRegistry
     gate: Gate | None = None
@@ -70,26 +69,6 @@ class RouterApp(FastAPI):
         return self.router.lifespan_context(self)
 
 
-class OwnPaths:
-    """The paths that an application's routes answer: whole ones, and beginnings of those with parameters."""
-
-    def __init__(self, routes: Iterable[BaseRoute]) -> None:
-        paths = [str(getattr(route, "path", "")) for route in routes]
-        self._whole = frozenset(path for path in paths if "{" not in path)
-        self._templates = {path.partition("{")[0]: path for path in paths if "{" in path}
-        self._beginnings = tuple(self._templates)
-
-    def __contains__(self, path: str) -> bool:
-        """Tell whether the application answers `path`."""
-        return path in self._whole or path.startswith(self._beginnings)
-
-    def label_of(self, path: str) -> str | None:
-        """Return `path` as its route is written, with the names of parameters; None where none is ours."""
-        if path in self._whole:
-            return path
-        return next((self._templates[start] for start in self._beginnings if path.startswith(start)), None)
-
-
 def create_app(settings: RouterSettings) -> RouterApp:
     """Return the router as an ASGI application; its lifespan must be run.
 
@@ -104,68 +83,95 @@ def create_app(settings: RouterSettings) -> RouterApp:
     middleware = make_middleware(
         settings.middleware, settings.middleware_arg, tokenizer_path=settings.tokenizer_path
     )
-    pool = _make_pool(settings)
-    calls, control = _make_upstream(settings), _make_upstream(settings)
-    tally, flights = Tally(), Flights()
-    aborter = Aborter(_make_abort_upstream(settings), tally)
-    retry = _make_retry_policy(settings)
-    forwarder = Forwarder(pool, policy, calls, aborter, flights=flights, tally=tally, retry=retry)
+    pool, upstreams, tally, flights = make_pool(settings), Upstreams(settings), Tally(), Flights()
+    aborter = Aborter(upstreams.aborts, tally)
+    forwarder = Forwarder(
+        pool,
+        policy,
+        upstreams.calls,
+        aborter,
+        flights=flights,
+        tally=tally,
+        retry=make_retry_policy(settings),
+    )
     handlers = stack(middleware, forwarder)
-    watchers = _make_watchers(settings, pool)
+    fleet = Fleet(pool, upstreams.control, concurrency=settings.fleet_concurrency)
+    updater = WeightUpdater(pool, fleet)
+    watchers = make_watchers(settings, pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as running:
-            running.callback(calls.close_idle)
-            running.callback(control.close_idle)
+            running.callback(upstreams.close_idle)
             running.push_async_callback(aborter.aclose)
-            for layer, forward in reversed(list(zip(middleware, handlers[1:], strict=True))):
-                await layer.start(forward)
-                running.push_async_callback(layer.aclose)
+            await _start(middleware, handlers, running)
             for watch in watchers:
                 await running.enter_async_context(_in_background(watch))
+            running.push_async_callback(updater.aclose)
             yield
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
     ledger = _make_ledger(app, settings)
     on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
+    request_ids = RequestIds(settings.request_id_headers)
     app.data_plane = DataPlane(
         handlers[0],
         max_body_bytes=settings.max_payload_size,
-        request_ids=RequestIds(settings.request_id_headers),
+        request_ids=request_ids,
         on_end=on_end,
-        admission=_make_admission(settings, tally),
+        admission=make_admission(settings, tally),
     )
     app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
     app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))
-    fleet = Fleet(pool, control)
-    controls = [worker_routes(pool), fleet_routes(fleet), abort_routes(fleet, flights, aborter)]
-    app.gate = _make_gate(app, settings, OwnPaths(route for router in controls for route in router.routes))
-    app.own_endpoints.gate = app.gate
-    routers = [
-        *controls,
-        status_routes(pool, app.metrics),
-        *(routes for layer in middleware if (routes := layer.routes()) is not None),
+
+    def plane_of(handler: Handler) -> DataPlane:
+        """Return a data plane behind an endpoint of ours, which counts its calls itself."""
+        return DataPlane(
+            handler, max_body_bytes=settings.max_payload_size, request_ids=request_ids, on_end=_nothing
+        )
+
+    controls = [
+        # Before the workers, whose paths begin the same.
+        engine_routes(pool, fleet, plane_of(EngineGate(pool, fleet, upstreams.control))),
+        worker_routes(pool),
+        fleet_routes(pool, fleet),
+        abort_routes(fleet, flights, aborter),
+        weight_routes(pool, fleet, updater),
     ]
-    app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
-    for router in routers:
-        app.include_router(router)
+    _add_routes(app, settings, controls, _other_routes(app, pool, fleet, middleware, plane_of))
     return app
 
 
-def _make_pool(settings: RouterSettings) -> WorkerPool:
-    pool = WorkerPool(
-        failure_threshold=settings.health_failure_threshold,
-        success_threshold=settings.health_success_threshold,
-        allow_stale_workers=settings.allow_stale_workers,
+def _other_routes(
+    app: RouterApp,
+    pool: WorkerPool,
+    fleet: Fleet,
+    middleware: Sequence[Middleware],
+    plane_of: Callable[[Handler], DataPlane],
+) -> list[APIRouter]:
+    """Return the endpoints that change nothing, for which a data key is enough."""
+    aggregates = Aggregates(pool, fleet)
+    return [
+        aggregate_routes(pool, aggregates, plane_of(aggregates.from_one)),
+        status_routes(pool, app.metrics),
+        *(routes for layer in middleware if (routes := layer.routes()) is not None),
+    ]
+
+
+def _add_routes(
+    app: RouterApp, settings: RouterSettings, controls: list[APIRouter], others: list[APIRouter]
+) -> None:
+    routers = [*controls, *others]
+    app.own_paths = OwnPaths([*app.routes, *(route for router in routers for route in router.routes)])
+    app.gate = make_gate(
+        settings,
+        own_paths=app.own_paths,
+        controls=OwnPaths(route for router in controls for route in router.routes),
     )
-    for url in settings.worker_urls:
-        try:
-            pool.add(url)
-        except BadRequest as error:
-            raise ConfigError(f"--worker-urls: {error.message}") from None
-    return pool
+    app.own_endpoints.gate = app.gate
+    for router in routers:
+        app.include_router(router)
 
 
 def _make_ledger(app: RouterApp, settings: RouterSettings) -> Ledger:
@@ -183,92 +189,17 @@ def _both(first: OnEnd, second: OnEnd) -> OnEnd:
     return tell
 
 
-def _make_gate(app: RouterApp, settings: RouterSettings, controls: OwnPaths) -> Gate | None:
-    keys = Keyring(read_keys(settings.api_key, settings.api_key_file, "--api-key"))
-    admin_keys = Keyring(read_keys(settings.admin_api_key, settings.admin_api_key_file, "--admin-api-key"))
-    if not keys and not admin_keys:
-        return None
-    return Gate(
-        keys,
-        admin_keys,
-        is_own=lambda path: path in app.own_paths,
-        is_control=lambda path: path in controls,
-        protect_metrics=settings.protect_metrics,
-    )
+def _nothing(record: CallRecord) -> None:
+    del record
 
 
-def _make_credentials(settings: RouterSettings) -> WorkerCredentials | None:
-    """Return what workers get for credentials; None where the client's own go on, as all its headers do."""
-    (key,) = (
-        read_keys([settings.worker_api_key], None, "--worker-api-key") if settings.worker_api_key else (None,)
-    )
-    has_gate = (
-        settings.api_key or settings.api_key_file or settings.admin_api_key or settings.admin_api_key_file
-    )
-    return WorkerCredentials(key) if key or has_gate else None
-
-
-def _make_watchers(settings: RouterSettings, pool: WorkerPool) -> list[Watcher]:
-    """Return what follows the workers in the background; a worker file is read now.
-
-    Raises: ConfigError where the file cannot be used.
-    """
-    interval_s = settings.health_check_interval_secs
-    prober = Prober(
-        pool,
-        interval_s=interval_s,
-        timeout_s=settings.health_check_timeout_secs,
-        endpoint=settings.health_check_endpoint,
-        credentials=_make_credentials(settings),
-    )
-    watchers: list[Watcher] = [prober.run]
-    if settings.disable_health_check:
-        watchers = [lambda: revive_unseen(pool, interval_s=interval_s)]
-    if settings.worker_file is not None:
-        worker_file = WorkerFile(pool, settings.worker_file)
-        worker_file.load()
-        watchers.append(worker_file.run)
-    return watchers
-
-
-def _make_upstream(settings: RouterSettings) -> Upstream:
-    return Upstream(
-        connect_timeout_s=settings.connect_timeout_secs,
-        request_timeout_s=settings.request_timeout_secs,
-        first_byte_timeout_s=settings.first_byte_timeout_secs,
-        between_bytes_timeout_s=settings.between_bytes_timeout_secs,
-        credentials=_make_credentials(settings),
-    )
-
-
-def _make_abort_upstream(settings: RouterSettings) -> Upstream:
-    return Upstream(
-        connect_timeout_s=settings.connect_timeout_secs,
-        request_timeout_s=ABORT_TIMEOUT_S,
-        credentials=_make_credentials(settings),
-    )
-
-
-def _make_admission(settings: RouterSettings, tally: Tally) -> Admission | None:
-    if settings.max_concurrent_requests == -1:
-        return None
-    return Admission(
-        max_concurrent=settings.max_concurrent_requests,
-        queue_size=settings.queue_size,
-        queue_timeout_s=settings.queue_timeout_secs,
-        tally=tally,
-    )
-
-
-def _make_retry_policy(settings: RouterSettings) -> RetryPolicy:
-    backoff = Backoff(
-        initial_s=settings.retry_initial_backoff_ms / 1000,
-        multiplier=settings.retry_backoff_multiplier,
-        max_s=settings.retry_max_backoff_ms / 1000,
-        jitter=settings.retry_jitter_factor,
-    )
-    max_retries = 0 if settings.disable_retries else settings.retry_max_retries
-    return RetryPolicy(max_retries=max_retries, backoff=backoff, budget=RetryBudget())
+async def _start(
+    middleware: Sequence[Middleware], handlers: Sequence[Handler], running: contextlib.AsyncExitStack
+) -> None:
+    """Start the middleware from the innermost out; each is closed with `running`."""
+    for layer, forward in reversed(list(zip(middleware, handlers[1:], strict=True))):
+        await layer.start(forward)
+        running.push_async_callback(layer.aclose)
 
 
 @contextlib.asynccontextmanager

@@ -95,6 +95,12 @@ class RouterSettings:
     """File that lists workers, one URL a line (# begins a comment) or, named *.json, as a JSON list. It is
     watched: workers come and go with its lines."""
 
+    fleet_concurrency: int = 32
+    """Workers that a control call is sent to at the same time; collective calls go to all at once."""
+
+    fleet_timeout_secs: float = 600.0
+    """Longest time for a worker to answer a control call, such as an update of its weights."""
+
     health_failure_threshold: int = 3
     """Connections refused or broken, and probes unanswered, in a row after which a worker is dead."""
 
@@ -203,6 +209,7 @@ class RouterSettings:
             "retry_jitter_factor",
             "disable_retries",
         ),
+        "fleet control": ("fleet_concurrency", "fleet_timeout_secs"),
         "keys": (
             "api_key",
             "api_key_file",
@@ -265,6 +272,8 @@ class RouterSettings:
             "first_byte_timeout_secs",
             "between_bytes_timeout_secs",
             "queue_timeout_secs",
+            "fleet_concurrency",
+            "fleet_timeout_secs",
             "health_failure_threshold",
             "health_success_threshold",
             "health_check_interval_secs",

@@ -8,7 +8,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from espalier.errors import ConfigError
-from espalier.router.app import OwnPaths, create_app
+from espalier.router.app import create_app
+from espalier.router.own_paths import OwnPaths
 from espalier.router.settings import RouterSettings
 from tests.router.plugins import life
 from tests.router.running import router
@@ -20,7 +21,7 @@ def test_own_paths_are_answered_here_and_all_others_by_the_workers() -> None:
         scripted_worker(answering(reply(b"worker"))) as worker,
         router(worker) as client,
     ):
-        for path in ("/generate", "/v1/chat/completions", "/", "/worker", "/health_generate"):
+        for path in ("/generate", "/v1/chat/completions", "/", "/worker", "/v1/models/x"):
             assert client.get(path).text == "worker"
         for path in ("/workers", "/health", "/openapi.json", f"/workers/{worker}"):
             answer = client.get(path)

@@ -9,6 +9,8 @@ MORE_THAN_0 = (
     "max_payload_size",
     "request_timeout_secs",
     "connect_timeout_secs",
+    "fleet_concurrency",
+    "fleet_timeout_secs",
     "health_failure_threshold",
     "health_success_threshold",
     "health_check_interval_secs",
