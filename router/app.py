@@ -3,19 +3,23 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
 
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..calls import Handler, Middleware, stack
+from ..calls import Handler, Headers, Middleware, stack
 from ..version import __version__
 from .abort_routes import abort_routes
 from .aborts import Aborter
 from .access_log import log_call
 from .aggregate_routes import aggregate_routes
 from .aggregates import Aggregates
+from .asgi_exchange import Receive, Scope, Send
 from .auth import Gate
-from .data_plane import DataPlane, Receive, Scope, Send
+from .data_plane import DataPlane
+from .delays import DelayQueue
 from .engine_gate import EngineGate
 from .engine_routes import engine_routes
 from .fleet import Fleet
@@ -39,6 +43,9 @@ from .weight_updater import WeightUpdater
 from .worker_routes import worker_routes
 from .workers import WorkerPool
 
+KEEP_ALIVE_S: Final = 75.0
+"""How long an idle client may keep its connection."""
+
 
 class RouterApp(FastAPI):
     """FastAPI for the router's own endpoints; every other path goes to the data plane, past all routing."""
@@ -48,6 +55,7 @@ class RouterApp(FastAPI):
     own_endpoints: OwnEndpoints
     metrics: CollectorRegistry
     gate: Gate | None = None
+    idle_connections: "DelayQueue[HttpToolsProtocol]"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -59,6 +67,10 @@ class RouterApp(FastAPI):
             await self.data_plane(scope, receive, send)
         else:
             await self.own_endpoints(scope, receive, send)
+
+    def takes_on_wire(self, path: str, headers: Headers) -> bool:
+        """Tell whether a call may go straight to the data plane, past `__call__`."""
+        return path not in self.own_paths and (self.gate is None or self.gate.refusal(path, headers) is None)
 
     def stop(self) -> None:
         """Tell from now on that the router is not ready; may be called by a signal handler."""
@@ -112,6 +124,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
 
     app = RouterApp(title="Espalier", version=__version__, lifespan=lifespan)
     tell_errors(app)
+    app.idle_connections = DelayQueue(KEEP_ALIVE_S, HttpToolsProtocol.timeout_keep_alive_handler)
     ledger = _make_ledger(app, settings)
     on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
     request_ids = RequestIds(settings.request_id_headers)

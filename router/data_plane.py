@@ -1,37 +1,27 @@
-"""Takes calls from ASGI, runs them through the handlers, and writes the replies.
+"""Takes calls in, runs them through the handlers, and hands the replies back.
 
 No routing, no request object and no validation of bodies: that is what makes it fast. What a call may do is
-decided by the middleware and, in the end, by the worker.
+decided by the middleware and, in the end, by the worker. How requests come and replies go is an `Exchange`'s.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
-from ..calls import Call, Handler, Reply
+from ..calls import Call, Handler, Headers, Reply
 from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge, QueueTimeout, TooManyCalls
 from .admission import Admission
+from .asgi_exchange import WATCH_AFTER_S, AsgiExchange, Receive, Scope, Send
 from .delays import DelayQueue
+from .exchange import Exchange
 from .headers import end_to_end_request
-from .ledger import CallRecord, OnEnd
-from .request_id import REQUEST_ID_HEADER, RequestIds, tell_request_id
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-WATCH_AFTER_S: Final = 0.02
-"""How long a call runs before we watch for its client to hang up: shorter calls are spared the task."""
-
-_ECHOED: Final = frozenset({REQUEST_ID_HEADER})
-_REWRITTEN: Final = _ECHOED | {b"content-length"}
-"""What a reply's head tells in our words."""
+from .ledger import CLIENT_GONE, CallRecord, OnEnd
+from .request_id import RequestIds, tell_request_id
 
 SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
+
+_FAILED: Final = "The router failed to serve this call; its log says why"
 
 _log = logging.getLogger("espalier.router")
 
@@ -53,75 +43,58 @@ class DataPlane:
         Without `admission`, however many calls come are served at once.
         """
         self._handler = handler
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._request_ids = request_ids
         self._on_end = on_end
         self._admission = admission
-        self._unwatched: DelayQueue[_HangUpWatch] = DelayQueue(WATCH_AFTER_S, _HangUpWatch.start)
+        self._unwatched: DelayQueue[AsgiExchange] = DelayQueue(WATCH_AFTER_S, AsgiExchange.start_watching)
         self.in_flight = 0
         self.hung_up_total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
-        record = self.open_record(scope)
+        """Serve one HTTP request over ASGI."""
+        await self.serve(self.exchange(scope, receive, send))
+
+    def exchange(self, scope: Scope, receive: Receive, send: Send) -> AsgiExchange:
+        """Return an ASGI request as an exchange, with a record of its own."""
+        record = self.open_record(scope["method"], scope["path"], scope["headers"], scope.get("client"))
+        return AsgiExchange(scope, receive, send, record, self._unwatched)
+
+    def open_record(
+        self, method: str, path: str, headers: Headers, client: tuple[str, int] | None
+    ) -> CallRecord:
+        """Return the record of a request that has just come."""
+        return CallRecord(method, path, self._request_ids.of(headers), client, perf_counter())
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Serve one request, from its head to the last byte of its reply."""
         self.in_flight += 1
         try:
-            body = await self.read_body(scope, receive, send, record)
+            body = await exchange.read_body(self.max_body_bytes)
             if body is not None:
-                await self._serve(self._call(scope, body, record), receive, send, record)
+                await self._serve(exchange, self._call(exchange, body))
+        except PayloadTooLarge as error:
+            await exchange.write(Reply.of_error(error))
         except asyncio.CancelledError:  # while its body was still coming
-            await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
+            await exchange.write(Reply.of_error(SHUTTING_DOWN))
         finally:
             self.in_flight -= 1
-            self._on_end(record)
+            self._on_end(exchange.record)
 
-    def open_record(self, scope: Scope) -> CallRecord:
-        """Return the record of a request that has just come."""
-        request_id = self._request_ids.of(scope["headers"])
-        return CallRecord(scope["method"], scope["path"], request_id, scope.get("client"), perf_counter())
-
-    async def read_body(self, scope: Scope, receive: Receive, send: Send, record: CallRecord) -> bytes | None:
-        """Return the whole body; None where the client hung up, or was told that it is too large."""
-        limit = self._max_body_bytes
-        declared = 0
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                declared = int(value)
-        body = b""
-        if declared <= limit:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body = message.get("body", b"")
-            if message.get("more_body", False):
-                whole = await _read_rest(receive, body, limit)
-                if whole is None:
-                    return None
-                body = whole
-        if declared > limit or len(body) > limit:
-            error = PayloadTooLarge(
-                f"The request body is over {limit} bytes; --max-payload-size raises the limit"
-            )
-            await write_reply(send, Reply.of_error(error), record)
-            return None
-        record.request_bytes = len(body)
-        return body
-
-    async def _serve(self, call: Call, receive: Receive, send: Send, record: CallRecord) -> None:
-        loop = asyncio.get_running_loop()
-        watch = _HangUpWatch(receive, loop)
-        self._unwatched.add(watch, loop)
+    async def _serve(self, exchange: Exchange, call: Call) -> None:
         reply: Reply | None = None
         is_inside = False
+        exchange.watch()
         try:
             if self._admission is not None:
                 await self._admission.enter()
                 is_inside = True
             reply = await self._answer(call)
-            await write_reply(send, reply, record)
+            await exchange.write(reply)
         except (QueueTimeout, TooManyCalls) as error:
-            await write_reply(send, Reply.of_error(error), record)
+            await exchange.write(Reply.of_error(error))
         except HttpError as error:
+            exchange.break_off()
             _log.warning(
                 "event=reply_cut_short path=%s request_id=%s reason=%r",
                 call.path,
@@ -129,14 +102,16 @@ class DataPlane:
                 error.message,
             )
         except asyncio.CancelledError:
-            if watch.has_hung_up:
+            if exchange.has_hung_up:
                 self.hung_up_total += 1
                 _log.info("event=client_hung_up path=%s request_id=%s", call.path, call.request_id)
-            elif reply is None:
-                await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
+            else:
+                await _end(exchange, SHUTTING_DOWN)
+        except Exception:  # noqa: BLE001  a plug-in's reply may be none
+            _log.exception("event=reply_failed path=%s request_id=%s", call.path, call.request_id)
+            await _end(exchange, HttpError(_FAILED))
         finally:
-            self._unwatched.discard(watch)
-            watch.stop()
+            exchange.unwatch()
             if is_inside and self._admission is not None:
                 self._admission.leave()
             if reply is not None and not isinstance(reply.body, bytes):
@@ -149,86 +124,25 @@ class DataPlane:
             return Reply.of_error(error)
         except Exception:  # noqa: BLE001  a plug-in's bug ends its call, not the process
             _log.exception("event=call_failed path=%s request_id=%s", call.path, call.request_id)
-            return Reply.of_error(HttpError("The router failed to serve this call; its log says why"))
+            return Reply.of_error(HttpError(_FAILED))
 
-    def _call(self, scope: Scope, body: bytes, record: CallRecord) -> Call:
-        query: bytes = scope["query_string"]
-        path: bytes = scope.get("raw_path") or scope["path"].encode()
-        headers = end_to_end_request(scope["headers"])
+    def _call(self, exchange: Exchange, body: bytes) -> Call:
+        record = exchange.record
+        headers = end_to_end_request(exchange.headers)
         tell_request_id(headers, record.request_id)
         return Call(
-            method=scope["method"],
-            path=scope["path"],
-            target=path + b"?" + query if query else path,
+            method=record.method,
+            path=exchange.path,
+            target=exchange.target,
             headers=headers,
             body=body,
             request_id=record.request_id.decode(),
         )
 
 
-class _HangUpWatch:
-    """Cancels the task that made it when the client hangs up."""
-
-    __slots__ = ("_loop", "_receive", "_served", "_task", "has_hung_up")
-
-    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
-        self._receive = receive
-        self._loop = loop
-        self._served = asyncio.current_task(loop)
-        self._task: asyncio.Task[None] | None = None
-        self.has_hung_up = False
-
-    def start(self) -> None:
-        self._task = self._loop.create_task(self._watch())
-
-    def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._served = None
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._served is not None:
-            self.has_hung_up = True
-            self._served.cancel()
-
-
-async def _read_rest(receive: Receive, first: bytes, limit: int) -> bytes | None:
-    """Return the body that begins with `first`, but no chunk after the one that goes over `limit` bytes.
-
-    None where the client hangs up.
-    """
-    chunks, size_bytes, more = [first], len(first), True
-    while more and size_bytes <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        size_bytes += len(chunks[-1])
-        more = message.get("more_body", False)
-    return b"".join(chunks)
-
-
-async def write_reply(send: Send, reply: Reply, record: CallRecord) -> None:
-    """Send `reply`, with the request's id; note in `record` what goes out."""
-    body, method = reply.body, record.method
-    is_bodiless = reply.status in (204, 304)
-    is_whole = isinstance(body, bytes)
-    dropped = _REWRITTEN if is_bodiless or (is_whole and method != "HEAD") else _ECHOED
-    headers = [field for field in reply.headers if field[0] not in dropped]
-    headers.append((REQUEST_ID_HEADER, record.request_id))
-    record.status = reply.status
-    if isinstance(body, bytes):
-        if not is_bodiless and method != "HEAD":
-            headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        record.reply_bytes = 0 if method == "HEAD" else len(body)
-        return
-    record.head_s = perf_counter()
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    async for chunk in body:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        record.reply_bytes += len(chunk)
-    await send({"type": "http.response.body", "body": b""})
+async def _end(exchange: Exchange, error: HttpError) -> None:
+    """Tell the client of `error`, or, where it has a part of a reply already, break that off."""
+    if exchange.record.status == CLIENT_GONE:
+        await exchange.write(Reply.of_error(error))
+    else:
+        exchange.break_off()

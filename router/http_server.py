@@ -18,8 +18,9 @@ from typing import Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .data_plane import Application
-from .protocol import CoalescingProtocol
+from .app import RouterApp
+from .asgi_exchange import Application
+from .protocol import RouterProtocol
 
 KEEP_ALIVE_S: Final = 75
 """How long an idle client may keep its connection."""
@@ -51,7 +52,7 @@ class HttpServer(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
-            http=CoalescingProtocol,
+            http=RouterProtocol if isinstance(app, RouterApp) else HttpToolsProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

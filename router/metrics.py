@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 
 from ..calls import Middleware
 from ..version import __version__
-from .data_plane import DataPlane, Receive, Scope, Send
+from .asgi_exchange import Receive, Scope, Send
+from .data_plane import DataPlane
 from .health import State
 from .histogram import Histogram
 from .ledger import Ledger

@@ -4,9 +4,10 @@ import asyncio
 from time import perf_counter
 
 from ..calls import Reply
-from ..errors import HttpError
+from ..errors import HttpError, PayloadTooLarge
+from .asgi_exchange import Application, Message, Receive, Scope, Send, write_reply
 from .auth import ABORT_PATH, Gate
-from .data_plane import SHUTTING_DOWN, Application, DataPlane, Message, Receive, Scope, Send, write_reply
+from .data_plane import SHUTTING_DOWN, DataPlane
 from .ledger import CLIENT_GONE, CallRecord, OnEnd
 from .request_id import tell_request_id
 
@@ -27,10 +28,11 @@ class OwnEndpoints:
         if self.is_stopping and scope["path"] == "/readiness":
             await self.refuse(scope, send, SHUTTING_DOWN)
             return
-        record = self._data_plane.open_record(scope)
+        exchange = self._data_plane.exchange(scope, receive, send)
+        record = exchange.record
         tell_request_id(scope["headers"], record.request_id)
         try:
-            body = await self._data_plane.read_body(scope, receive, send, record)
+            body = await exchange.read_body(self._data_plane.max_body_bytes)
             if body is None:
                 return
             refusal = None
@@ -40,6 +42,8 @@ class OwnEndpoints:
                 await write_reply(send, Reply.of_error(refusal), record)
             else:
                 await self._app(scope, _replayed(body, receive), _noted(send, record))
+        except PayloadTooLarge as error:
+            await exchange.write(Reply.of_error(error))
         except asyncio.CancelledError:
             if record.status == CLIENT_GONE:
                 await write_reply(send, Reply.of_error(SHUTTING_DOWN), record)
@@ -48,7 +52,9 @@ class OwnEndpoints:
 
     async def refuse(self, scope: Scope, send: Send, error: HttpError) -> None:
         """Answer a request with `error`, unread."""
-        record = self._data_plane.open_record(scope)
+        record = self._data_plane.open_record(
+            scope["method"], scope["path"], scope["headers"], scope.get("client")
+        )
         try:
             await write_reply(send, Reply.of_error(error), record)
         finally:

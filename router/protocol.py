@@ -1,57 +1,140 @@
-"""uvicorn's HTTP protocol, writing head and body of a reply together.
+"""uvicorn's HTTP protocol, with a short way for the calls of the data plane.
 
-uvicorn writes them one after the other, and uvloop sends each at once: two system calls and two packets for
-every reply. Here what is written within one turn of the event loop leaves in one.
+uvicorn connects, parses, keeps alive and shuts down. A request for one of the router's own paths, or one that
+is not plain (pipelined, HTTP/1.0, a path with percent signs, a key that does not fit), goes through its ASGI
+machinery; any other becomes a `WireExchange`, and is served as soon as its body is there. All idle
+connections share one timer.
 """
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from .app import RouterApp
+from .delays import DelayQueue
+from .wire_exchange import WireExchange
 
 
-class CoalescingProtocol(HttpToolsProtocol):
-    """Serves HTTP/1.1 over a transport that gathers small writes."""
+class RouterProtocol(HttpToolsProtocol):
+    """Serves HTTP/1.1 for a `RouterApp`."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the gathering transport in front of the real one."""
-        super().connection_made(_GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """Take what uvicorn gives to a protocol; the application is the configuration's."""
+        super().__init__(config, server_state, app_state, _loop)
+        app: Any = config.app
+        assert isinstance(app, RouterApp)
+        self._router = app
+        self._exchange: WireExchange | None = None
+        """The request that is being parsed, where it is one of ours."""
+        self._served: WireExchange | RequestResponseCycle | None = None
+        """The request that was served last, by whichever way; others may wait, pipelined, in `self.cycle`."""
+        self._idle: DelayQueue[HttpToolsProtocol] = app.idle_connections
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is being served."""
+        self._idle.discard(self)
+        served = self._served
+        if served is not None and not served.response_complete:
+            served.disconnected = True
+            served.message_event.set()
+        super().connection_lost(exc)
 
-class _GatheringTransport:
-    """Delegates to a transport; writes of one turn of the loop are sent as one."""
+    def data_received(self, data: bytes) -> None:
+        """Parse what came. A call whose body is still on its way is begun: it waits for it."""
+        super().data_received(data)
+        if self._exchange is not self._served and self._exchange is not None:
+            self._serve(self._exchange)
 
-    __slots__ = ("_loop", "_pending", "_transport")
+    def on_message_begin(self) -> None:
+        """Begin a request; only uvicorn's own way needs more."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pending: list[bytes] = []
+    def on_headers_complete(self) -> None:
+        """Take a call of the data plane, or let uvicorn go on."""
+        before = self.cycle
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if not (
+            path.startswith("/")
+            and "%" not in path
+            and (before is None or before.response_complete)
+            and self.parser.get_http_version() == "1.1"
+            and not self.parser.should_upgrade()
+            and self._router.takes_on_wire(path, self.headers)
+        ):
+            self._exchange = None
+            self._go_uvicorns_way()
+            return
+        record = self._router.data_plane.open_record(
+            self.parser.get_method().decode("ascii"), path, self.headers, self.client
+        )
+        exchange = WireExchange(
+            self,
+            record,
+            target=self.url,
+            headers=self.headers,
+            keep_alive=self.parser.should_keep_alive(),
+            expects_continue=self.expect_100_continue,
+        )
+        self._exchange = exchange
+        self.cycle = exchange  # type: ignore[assignment]  # it stands in uvicorn's place
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._exchange is None:
+            super().on_body(body)
+        else:
+            self._exchange.receive(body)
 
-    def write(self, data: bytes) -> None:
-        if not self._pending:
-            self._loop.call_soon(self._flush)
-        self._pending.append(data)
+    def on_message_complete(self) -> None:
+        """Serve the call, now that all of it is there."""
+        exchange = self._exchange
+        if exchange is None:
+            super().on_message_complete()
+            return
+        exchange.complete()
+        if exchange is not self._served:
+            self._serve(exchange)
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle.add(self, self.loop)
 
-    def write_eof(self) -> None:
-        self._flush()
-        self._transport.write_eof()
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle.discard(self)
 
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
 
-    def abort(self) -> None:
-        self._pending.clear()
-        self._transport.abort()
+    def _serve(self, exchange: WireExchange) -> None:
+        self._served = exchange
+        task = self.loop.create_task(self._router.data_plane.serve(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if pending and not self._transport.is_closing():
-            self._transport.writelines(pending)
+    def _go_uvicorns_way(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers = self.scope["headers"] = headers
+        super().on_headers_complete()

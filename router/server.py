@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..version import __version__
 from .allocator import keep_freed_memory
 from .app import RouterApp, create_app
-from .data_plane import Application
+from .asgi_exchange import Application
 from .http_server import HttpServer
 from .logs import configure_logging
 from .metrics import MetricsEndpoint

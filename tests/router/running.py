@@ -11,7 +11,7 @@ import httpx
 import uvloop
 
 from espalier.router.app import RouterApp, create_app
-from espalier.router.protocol import CoalescingProtocol
+from espalier.router.protocol import RouterProtocol
 from espalier.router.settings import RouterSettings
 from tests.serving import serve
 
@@ -38,7 +38,7 @@ def serving(app: RouterApp) -> Iterator[httpx.Client]:
         serve(
             app,
             loop_factory=uvloop.new_event_loop,
-            http=CoalescingProtocol,
+            http=RouterProtocol,
             ws="none",
             proxy_headers=False,
             server_header=False,

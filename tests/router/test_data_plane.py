@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from espalier.calls import Call, Reply
-from espalier.router.data_plane import DataPlane, Message, Scope
+from espalier.router.asgi_exchange import Message, Scope
+from espalier.router.data_plane import DataPlane
 from espalier.router.ledger import Ledger
 from espalier.router.request_id import RequestIds
 from tests.router.running import connection_to, router, until, worker_of

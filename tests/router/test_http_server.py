@@ -105,7 +105,7 @@ def test_reply_that_comes_during_shutdown_closes_its_connection() -> None:
     with calling(script, "--shutdown-grace-period-secs", "60") as (process, client, port):
         with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as idle:
             idle.sendall(b"GET /health HTTP/1.1\r\nhost: r\r\n\r\n")
-            read_until(idle, b"OK")
+            read_until(idle, b"\r\n\r\nOK")
             assert asked.wait(DEADLINE_S)
             process.send_signal(signal.SIGTERM)
             assert rest_of(idle) == b"", "an idle connection is closed at once"

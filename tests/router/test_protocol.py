@@ -1,25 +1,27 @@
-"""Replies leave in one write; the protocol is tested by feeding it requests."""
+"""The short way from uvicorn's parser to the data plane, tested by feeding it bytes."""
 
 import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from espalier.router.data_plane import Receive, Scope, Send
-from espalier.router.protocol import CoalescingProtocol
+from espalier.calls import Call, Handler, MiddlewareBase, Reply
+from espalier.router.app import RouterApp, create_app
+from espalier.router.protocol import RouterProtocol
+from espalier.router.settings import RouterSettings
 from tests.router.running import connection_to, router, run
 from tests.router.scripted import answering, reply, scripted_worker
 
-REQUEST = b"GET / HTTP/1.1\r\nhost: r\r\n\r\n"
+REQUEST = b"GET /x HTTP/1.1\r\nhost: r\r\n\r\n"
 ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = Callable[[Call], Coroutine[Any, Any, Reply]]
 
 
 class StrictTransport(asyncio.Transport):
@@ -44,12 +46,6 @@ class StrictTransport(asyncio.Transport):
     def close(self) -> None:
         self.done.append("close")
 
-    def abort(self) -> None:
-        self.done.append("abort")
-
-    def write_eof(self) -> None:
-        self.done.append("eof")
-
     def pause_reading(self) -> None:
         self.done.append("pause")
 
@@ -57,112 +53,244 @@ class StrictTransport(asyncio.Transport):
         self.done.append("resume")
 
 
-class Wire:
-    """A protocol that serves `application` over a strict transport."""
+class Answering(MiddlewareBase):
+    """Answers calls itself, by the function that a test gives it."""
 
-    def __init__(self, application: Application) -> None:
-        config = uvicorn.Config(application, http=CoalescingProtocol, lifespan="off", log_config=None)
+    answer: Answer
+    seen: list[Call]
+
+    async def __call__(self, call: Call, forward: Handler) -> Reply:  # noqa: ARG002
+        Answering.seen.append(call)
+        return await Answering.answer(call)
+
+
+def app_of(answer: Answer, **settings: Any) -> RouterApp:
+    Answering.answer, Answering.seen = staticmethod(answer), []
+    return create_app(RouterSettings(middleware=("tests.router.test_protocol:Answering",), **settings))
+
+
+class Wire:
+    """A protocol that serves a router over a strict transport."""
+
+    def __init__(self, answer: Answer, **settings: Any) -> None:
+        self.app = app_of(answer, **settings)
+        config = uvicorn.Config(self.app, http=RouterProtocol, lifespan="off", log_config=None)
         config.load()
         self.failures: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.failures.append(context))
         self.transport = StrictTransport()
         self.state = ServerState()
-        self.protocol = CoalescingProtocol(config, self.state, {}, loop)
+        self.protocol = RouterProtocol(config, self.state, {}, loop)
         self.protocol.connection_made(self.transport)
 
-    async def serve(self, request: bytes) -> None:
-        """Feed a request; return once it is served and what that left to do is done."""
-        self.protocol.data_received(request)
-        await asyncio.gather(*self.state.tasks)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+    async def serve(self, *pieces: bytes) -> list[bytes]:
+        """Feed a request in pieces; return what was written once all is served."""
+        for piece in pieces:
+            self.protocol.data_received(piece)
+            await asyncio.sleep(0)
+        while self.state.tasks:
+            await asyncio.gather(*self.state.tasks)
+        return self.written
+
+    @property
+    def written(self) -> list[bytes]:
+        return [step for step in self.transport.done if isinstance(step, bytes)]
 
 
-async def hello(scope: Scope, receive: Receive, send: Send) -> None:
-    headers = [(b"content-length", b"5")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"hello"})
+async def hello(call: Call) -> Reply:
+    return Reply(status=200, headers=[(b"x-a", b"1"), (b"content-length", b"99")], body=b"hello")
 
 
-def test_head_and_body_leave_in_one_write() -> None:
+def test_whole_reply_leaves_in_one_write_with_its_length_and_the_request_id() -> None:
     async def test() -> None:
         wire = Wire(hello)
-        await wire.serve(REQUEST)
-        (written,) = wire.transport.done
-        assert isinstance(written, bytes)
-        assert written.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert written.endswith(b"\r\n\r\nhello")
+        (written,) = await wire.serve(b"GET /x?q=1 HTTP/1.1\r\nhost: r\r\nx-request-id: mine\r\n\r\n")
+        head, _, body = written.partition(b"\r\n\r\n")
+        assert head.split(b"\r\n") == [
+            *(b"HTTP/1.1 200 OK", b"x-a: 1", b"x-request-id: mine"),
+            b"content-length: 5",
+        ]
+        assert body == b"hello"
+        (call,) = Answering.seen
+        assert (call.method, call.path, call.target, call.request_id) == ("GET", "/x", b"/x?q=1", "mine")
         assert wire.failures == []
 
     run(test())
 
 
-def test_chunks_of_different_turns_leave_as_they_come() -> None:
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for chunk in (b"first", b"second"):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        await send({"type": "http.response.body", "body": b""})
-
+def test_long_reply_and_the_next_request_on_the_same_connection() -> None:
     async def test() -> None:
-        wire = Wire(slow)
-        await wire.serve(REQUEST)
-        writes = [write for write in wire.transport.done if isinstance(write, bytes)]
-        assert [b"first" in write for write in writes] == [True, False, False]
-        assert [b"second" in write for write in writes] == [False, True, False]
+        async def long(call: Call) -> Reply:
+            return Reply(status=200, headers=[], body=b"x" * 100_000)
+
+        wire = Wire(long)
+        for _ in range(2):
+            await wire.serve(REQUEST)
+        assert [written.endswith(b"x" * 100_000) for written in wire.written] == [True, True]
 
     run(test())
 
 
-def test_what_was_written_leaves_before_the_connection_closes() -> None:
+def test_request_is_the_same_however_its_bytes_come() -> None:
+    request = b"POST /x HTTP/1.1\r\nhost: r\r\ncontent-length: 6\r\n\r\nabcdef"
+
+    async def test() -> None:
+        for size in (1, 7, len(request) - 3, len(request)):
+            wire = Wire(hello)
+            await wire.serve(*(request[at : at + size] for at in range(0, len(request), size)))
+            assert [call.body for call in Answering.seen] == [b"abcdef"]
+            assert len(wire.written) == 1
+
+    run(test())
+
+
+def test_chunks_of_a_stream_leave_as_they_come() -> None:
+    class Chunks:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for chunk in (b"first", b"", b"second"):
+                yield chunk
+                await asyncio.sleep(0)
+
+        async def aclose(self) -> None:
+            pass
+
+    async def stream(call: Call) -> Reply:
+        return Reply(status=200, headers=[], body=Chunks())
+
+    async def test() -> None:
+        wire = Wire(stream)
+        head, *chunks = await wire.serve(REQUEST)
+        assert b"\r\ntransfer-encoding: chunked\r\n\r\n" in head
+        assert chunks == [b"5\r\nfirst\r\n", b"6\r\nsecond\r\n", b"0\r\n\r\n"]
+
+    run(test())
+
+
+def test_reply_to_a_client_that_wants_no_more_closes_after_its_last_byte() -> None:
     async def test() -> None:
         wire = Wire(hello)
-        await wire.serve(b"GET / HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n")
+        await wire.serve(b"GET /x HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n")
         written, closed = wire.transport.done
         assert isinstance(written, bytes)
-        assert written.endswith(b"hello")
+        assert b"\r\nconnection: close\r\n" in written
         assert closed == "close"
 
     run(test())
 
 
-def test_what_was_written_leaves_before_the_end_is_told() -> None:
+def test_body_over_the_limit_is_refused_and_the_connection_goes_on() -> None:
     async def test() -> None:
-        wire = Wire(hello)
-        wire.protocol.transport.write(b"x")
-        wire.protocol.transport.write_eof()
-        assert wire.transport.done == [b"x", "eof"]
+        for head in (b"content-length: 8\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n8\r\n"):
+            wire = Wire(hello, max_payload_size=4)
+            await wire.serve(b"POST /x HTTP/1.1\r\nhost: r\r\n" + head + b"abcdefgh")
+            if b"chunked" in head:
+                await wire.serve(b"\r\n0\r\n\r\n")
+            await wire.serve(REQUEST)
+            refused, served = wire.written
+            assert refused.startswith(b"HTTP/1.1 413 ")
+            assert served.endswith(b"hello")
+            assert len(Answering.seen) == 1
 
     run(test())
 
 
-def test_aborted_connection_writes_nothing_more() -> None:
+def test_client_that_hangs_up_ends_its_call() -> None:
+    ended: list[str] = []
+
+    async def wait(call: Call) -> Reply:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append(call.path)
+            raise
+        raise AssertionError
+
     async def test() -> None:
-        wire = Wire(hello)
-        wire.protocol.transport.write(b"x")
-        wire.protocol.transport.abort()
+        for request in (REQUEST, b"POST /x HTTP/1.1\r\nhost: r\r\ncontent-length: 6\r\n\r\nabc"):
+            wire = Wire(wait)
+            wire.protocol.data_received(request)
+            await asyncio.sleep(0)
+            wire.transport.is_lost = True
+            wire.protocol.connection_lost(None)
+            await asyncio.gather(*wire.state.tasks)
+            assert wire.app.data_plane.in_flight == 0
+            assert (wire.written, wire.failures) == ([], [])
+        assert ended == ["/x"]
+        assert wire.app.data_plane.hung_up_total == 0
+
+    run(test())
+
+
+def test_client_that_hangs_up_on_its_pipelined_requests_ends_the_one_that_runs() -> None:
+    async def wait(call: Call) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def test() -> None:
+        wire = Wire(wait)
+        wire.protocol.data_received(REQUEST * 3)
         await asyncio.sleep(0)
-        assert wire.transport.done == ["abort"]
+        wire.transport.is_lost = True
+        wire.protocol.connection_lost(None)
+        await asyncio.gather(*wire.state.tasks)
+        assert (wire.app.data_plane.in_flight, wire.app.data_plane.hung_up_total) == (0, 1)
 
     run(test())
 
 
-def test_connection_lost_after_a_write_is_not_written_to() -> None:
-    wires: list[Wire] = []
-
-    async def hello_and_lost(scope: Scope, receive: Receive, send: Send) -> None:
-        await hello(scope, receive, send)
-        wires[0].transport.is_lost = True
-        wires[0].protocol.connection_lost(None)
+def test_header_with_a_line_break_is_no_reply(caplog: pytest.LogCaptureFixture) -> None:
+    async def split(call: Call) -> Reply:
+        return Reply(status=200, headers=[(b"x-a", b"1\r\nx-b: 2")], body=b"")
 
     async def test() -> None:
-        wires.append(Wire(hello_and_lost))
-        await wires[0].serve(REQUEST)
-        assert [step for step in wires[0].transport.done if isinstance(step, bytes)] == []
-        assert wires[0].failures == []
+        (written,) = await Wire(split).serve(REQUEST)
+        assert written.startswith(b"HTTP/1.1 500 ")
+        assert b"x-b" not in written
+
+    run(test())
+    assert "line break" in caplog.text
+    caplog.clear()
+
+
+def test_stream_that_fails_half_way_is_broken_off(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"half"
+            raise RuntimeError("a bug")
+
+        async def aclose(self) -> None:
+            pass
+
+    async def fail(call: Call) -> Reply:
+        return Reply(status=200, headers=[], body=Failing())
+
+    async def test() -> None:
+        wire = Wire(fail)
+        *_, chunk = await wire.serve(REQUEST)
+        assert chunk == b"4\r\nhalf\r\n"
+        assert wire.transport.done[-1] == "close"
+
+    run(test())
+    assert "event=reply_failed" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /x%41 HTTP/1.1\r\nhost: r\r\n\r\n",
+        b"GET /x HTTP/1.0\r\n\r\n",
+        b"GET http://r/x HTTP/1.1\r\nhost: r\r\n\r\n",
+        REQUEST + REQUEST,
+    ],
+)
+def test_what_is_not_plain_goes_uvicorns_way(request_bytes: bytes) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        written = b"".join(await wire.serve(request_bytes))
+        assert written.count(b"hello") == request_bytes.count(b"GET ")
+        assert {call.path for call in Answering.seen} <= {"/x", "/xA"}
 
     run(test())
 
