@@ -11,17 +11,17 @@ without an exchange mean that the worker speaks out of turn: the connection is c
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
 import httptools
 
-from ..calls import Headers, Reply
+from ..calls import Reply
 from ..errors import UpstreamError, UpstreamTimeout
 from .delays import DelayQueue
-from .headers import end_to_end_reply
+from .failures import BetweenBytesTimeout, ConnectionDropped, FirstByteTimeout
 from .origin import Origin
+from .pending_reply import PendingReply
 
 WHOLE_BODY_MAX_BYTES: Final = 1 << 20
 """Replies up to this length are handed over whole; longer ones stream, so that memory stays bounded."""
@@ -39,49 +39,6 @@ MAX_STATUS: Final = 599
 """HTTP knows no higher one."""
 
 _BODILESS_STATUS = frozenset({204, 304})
-
-
-class ConnectFailed(UpstreamError):
-    """The worker took no connection: nothing was sent, so the call may go elsewhere."""
-
-
-class ConnectTimeout(ConnectFailed):
-    """The worker neither took the connection nor refused it."""
-
-    status = UpstreamTimeout.status
-    code = "connect_timeout"
-
-
-class OutOfSockets(ConnectFailed):
-    """This process or machine has no socket left: it says nothing of the worker."""
-
-    status = 503
-    code = "out_of_sockets"
-
-
-class FirstByteTimeout(UpstreamTimeout):
-    """Not a byte of the reply came in time."""
-
-    code = "first_byte_timeout"
-
-
-class BetweenBytesTimeout(UpstreamTimeout):
-    """The reply began and then stood still for too long."""
-
-    code = "between_bytes_timeout"
-
-
-class ConnectionDropped(UpstreamError):
-    """The connection ended before a reply did.
-
-    `reply_begun` tells whether a byte of it had come, `is_stale` whether the connection was an idle one that
-    had been closed at its other end.
-    """
-
-    def __init__(self, message: str, *, reply_begun: bool) -> None:
-        super().__init__(message)
-        self.reply_begun = reply_begun
-        self.is_stale = False
 
 
 class Deadlines:
@@ -114,7 +71,8 @@ class Connection(asyncio.Protocol):
         self._own_deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._exchange: _Exchange | None = None
+        self._exchange: PendingReply | None = None
+        self._on_end: Callable[[Connection], None] | None = None
         self._reusable = True
 
     @property
@@ -144,7 +102,8 @@ class Connection(asyncio.Protocol):
         if transport is None or not self.is_reusable:
             raise ConnectionDropped(f"The connection to {self.origin} is closed", reply_begun=False)
         reply: asyncio.Future[Reply] = self.loop.create_future()
-        exchange = _Exchange(self, reply, head_only=head_only, on_end=on_end)
+        exchange = PendingReply(self, reply, head_only=head_only)
+        self._on_end = on_end
         self._exchange = exchange
         self._watch(spent_s)
         if len(body) > COPIED_BODY_MAX_BYTES:
@@ -300,6 +259,12 @@ class Connection(asyncio.Protocol):
             if self._deadlines.between_bytes is not None and self._exchange is not None:
                 self._deadlines.between_bytes.add(self, self.loop)
 
+    def exchange_ended(self) -> None:
+        """Tell whoever asked for the exchange that the connection is done with it."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self)
+
     def _watch(self, spent_s: float) -> None:
         deadlines = self._deadlines
         if spent_s:
@@ -326,7 +291,7 @@ class Connection(asyncio.Protocol):
         self._fail(f"The worker {self.origin} {what} within {delay_s:g} s", kind)
         self.abort()
 
-    def _complete(self, exchange: "_Exchange") -> None:
+    def _complete(self, exchange: PendingReply) -> None:
         self._exchange = None
         self._unwatch()
         if not self._reusable and self._transport is not None:
@@ -339,141 +304,3 @@ class Connection(asyncio.Protocol):
         if exchange is not None:
             error = kind(message) if kind else ConnectionDropped(message, reply_begun=exchange.begun)
             exchange.fail(error)
-
-
-class _Exchange:
-    """The state of one request and its reply."""
-
-    __slots__ = (
-        "_connection",
-        "_on_end",
-        "_reply",
-        "begun",
-        "chunks",
-        "ends_with_connection",
-        "error",
-        "head_only",
-        "headers",
-        "is_bodiless",
-        "is_complete",
-        "is_paused",
-        "is_streamed",
-        "status",
-        "unread_bytes",
-        "waiter",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        reply: "asyncio.Future[Reply]",
-        *,
-        head_only: bool,
-        on_end: Callable[[Connection], None],
-    ) -> None:
-        self._connection = connection
-        self._on_end = on_end
-        self._reply: asyncio.Future[Reply] | None = reply
-        self.head_only = head_only
-        self.begun = False
-        self.status = 0
-        self.headers: Headers = []
-        self.chunks: deque[bytes] = deque()
-        self.is_bodiless = False
-        self.ends_with_connection = False
-        self.is_complete = False
-        self.is_paused = False
-        self.error: UpstreamError | None = None
-        self.is_streamed = False
-        self.unread_bytes = 0
-        self.waiter: asyncio.Future[None] | None = None
-
-    def begin_stream(self) -> None:
-        self.is_streamed = True
-        reply = self._awaited_reply()
-        if reply is not None:
-            headers = end_to_end_reply(self.headers)
-            reply.set_result(Reply(status=self.status, headers=headers, body=_Stream(self)))
-
-    def complete(self) -> None:
-        self.is_complete = True
-        self._resume()
-        reply = self._awaited_reply()
-        if reply is not None:
-            chunks = self.chunks
-            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            headers = end_to_end_reply(self.headers)
-            reply.set_result(Reply(status=self.status, headers=headers, body=body))
-        self._end()
-
-    def fail(self, error: UpstreamError) -> None:
-        self.error = error
-        reply = self._awaited_reply()
-        if reply is not None:
-            reply.set_exception(error)
-        self._end()
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def next_chunk(self) -> bytes | None:
-        while not self.chunks:
-            if self.error is not None:
-                raise self.error
-            if self.is_complete:
-                return None
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-        chunks = self.chunks
-        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.unread_bytes = 0
-        self._resume()
-        return chunk
-
-    def give_up(self) -> None:
-        self.chunks.clear()
-        if not self.is_complete and self.error is None:
-            self._connection.abort()
-
-    def _awaited_reply(self) -> "asyncio.Future[Reply] | None":
-        """Return the future of the reply while somebody waits for it, once.
-
-        It is not kept: it holds the reply, which holds the stream, which must be free to be dropped.
-        """
-        reply, self._reply = self._reply, None
-        return None if reply is None or reply.done() else reply
-
-    def _resume(self) -> None:
-        if self.is_paused:
-            self.is_paused = False
-            self._connection.resume_reading()
-
-    def _end(self) -> None:
-        self.wake()
-        self._on_end(self._connection)
-
-
-class _Stream:
-    """A reply's body as it arrives: a `ByteStream`. One that is dropped unread is given up."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-
-    def __aiter__(self) -> "_Stream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk = await self._exchange.next_chunk()
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    async def aclose(self) -> None:
-        self._exchange.give_up()
-
-    def __del__(self) -> None:
-        self._exchange.give_up()

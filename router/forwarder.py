@@ -16,7 +16,7 @@ from ..calls import Call, Reply
 from ..errors import HttpError, NoWorkerAvailable, UpstreamTimeout
 from ..policies import Policy
 from .aborts import Aborter
-from .connection import ConnectFailed, ConnectionDropped, FirstByteTimeout, OutOfSockets
+from .failures import ConnectFailed, ConnectionDropped, FirstByteTimeout, OutOfSockets
 from .flights import Flight, Flights
 from .health import Signal
 from .lease import End, LeasedStream

@@ -34,7 +34,7 @@ import msgspec
 from ..calls import Call, Headers, Reply
 from ..errors import HttpError, UpstreamError, UpstreamTimeout
 from .auth import WorkerCredentials
-from .connection import ConnectFailed, OutOfSockets
+from .failures import ConnectFailed, OutOfSockets
 from .health import Signal, State
 from .upstream import Upstream
 from .workers import ProbeRecord, Worker, WorkerPool

@@ -15,15 +15,9 @@ from typing import Final
 
 from ..calls import Call, Reply
 from .auth import WorkerCredentials
-from .connection import (
-    ConnectFailed,
-    Connection,
-    ConnectionDropped,
-    ConnectTimeout,
-    Deadlines,
-    OutOfSockets,
-)
+from .connection import Connection, Deadlines
 from .delays import DelayQueue
+from .failures import ConnectFailed, ConnectionDropped, ConnectTimeout, OutOfSockets
 from .headers import request_head
 from .origin import Origin
 

@@ -11,12 +11,10 @@ from espalier.router.connection import (
     HIGH_WATER_BYTES,
     MAX_HEAD_FIELDS,
     WHOLE_BODY_MAX_BYTES,
-    BetweenBytesTimeout,
     Connection,
-    ConnectionDropped,
     Deadlines,
-    FirstByteTimeout,
 )
+from espalier.router.failures import BetweenBytesTimeout, ConnectionDropped, FirstByteTimeout
 from espalier.router.origin import Origin
 
 WORKER = Origin.parse("http://worker:1")

@@ -10,7 +10,7 @@ import pytest
 
 from espalier.calls import Call
 from espalier.errors import UpstreamTimeout
-from espalier.router.connection import ConnectFailed, ConnectionDropped
+from espalier.router.failures import ConnectFailed, ConnectionDropped
 from espalier.router.origin import Origin
 from espalier.router.upstream import Upstream
 from tests.router.running import closed_port_url, run, unaccepting_url
