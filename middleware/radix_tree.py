@@ -73,11 +73,14 @@ class RadixTreeMiddleware:
         max_cached_tokens: int = MAX_CACHED_TOKENS,
         max_cached_bytes: int = MAX_CACHED_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
+        max_version_lag: int | None = None,
+        session_ttl_s: float | None = None,
     ) -> None:
         """Take the place of the tokenizer (a `tokenizer.json` or its folder), and the bounds.
 
         Without `tokenizer_path` the workers are asked for it. Without `vocabulary_size` it is the greater of
-        the tokenizer's and that of the `config.json` beside it.
+        the tokenizer's and that of the `config.json` beside it. With `max_version_lag` and `session_ttl_s`
+        old trajectories go before the budget needs their room: see `TokenTree`.
 
         Raises: ConfigError where the tokenizer cannot be loaded, or a bound is no positive number.
         """
@@ -89,6 +92,8 @@ class RadixTreeMiddleware:
         self._tree = TokenTree(
             max_cached_tokens=self._max_cached_tokens,
             max_cached_bytes=_positive("max_cached_bytes", max_cached_bytes),
+            max_version_lag=_version_lag(max_version_lag),
+            session_ttl_s=_session_ttl_s(session_ttl_s),
         )
         self._source = TokenizerSource(Path(tokenizer_path) if tokenizer_path is not None else None)
         self._forward: Handler | None = None
@@ -265,6 +270,9 @@ class RadixTreeMiddleware:
         return {
             **{f"{name}_total": self._counts[f"{name}_total"] for name in names},
             "evicted_tokens_total": tree.evicted_tokens,
+            "expired_sessions_total": tree.expired_sessions,
+            "outdated_trajectories_total": tree.outdated_trajectories,
+            "sessions": tree.sessions,
             "trajectories": tree.trajectories,
             "cached_tokens": tree.cached_tokens,
             "cached_bytes": tree.cached_bytes,
@@ -303,3 +311,15 @@ def _positive(name: str, value: object) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number <= 0:
         raise ConfigError(f"radix_tree.{name} must be a positive whole number, not {value!r}")
     return number
+
+
+def _version_lag(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ConfigError(f"radix_tree.max_version_lag must be a whole number, 0 or more, not {value!r}")
+
+
+def _session_ttl_s(value: object) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ConfigError(f"radix_tree.session_ttl_s must be a number of seconds above 0, not {value!r}")
