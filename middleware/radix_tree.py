@@ -20,7 +20,7 @@ from ..calls import Call, Handler, JsonObject, Middleware, Reply
 from ..errors import BadRequest, ConfigError, HttpError
 from .prompts import Prompt, Unrecorded, Vocabulary, read_prompt
 from .replies import Unrecordable, read_answer, read_whole, without_logprobs
-from .reuse import match_text, text_before
+from .reuse import match_text, text_after, text_before
 from .segments import Context
 from .tokenizer import Tokenizer, TokenizerFailed
 from .tokenizer_source import TokenizerSource
@@ -49,9 +49,6 @@ SESSION_HEADERS = (b"x-smg-routing-key", b"x-session-id")
 
 LOGPROB_OPTIONS = ("logprob_start_len", "top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs")
 """Without `return_logprob` these do nothing, so they are not sent where the client left it off."""
-
-DECODE_LOOKBACK_TOKENS = 8
-"""Tokens before a run of ids with which it is decoded: a character across the start fits in."""
 
 
 class _Opened(NamedTuple):
@@ -113,7 +110,7 @@ class RadixTreeMiddleware:
         return {f"radix_tree_{name}": value for name, value in self._stats().items()}
 
     def routes(self) -> "APIRouter":
-        """Return `POST /retrieve_from_text` and `GET /radix_tree/stats`."""
+        """Return the endpoints that give back what was recorded, and those that tell of the tree."""
         return self.trajectories.routes()
 
     async def __call__(self, call: Call, forward: Handler) -> Reply:
@@ -190,10 +187,7 @@ class RadixTreeMiddleware:
         added: str | None = None
         if prefix.exact is None and tokenizer is not None and tokenizer.decode is not None:
             before = await text_before(self._tree, prefix, tokenizer.decode)
-            lookback = prefix.tokens[-DECODE_LOOKBACK_TOKENS:]
-            added = await (
-                tokenizer.decode_after(lookback, rest) if lookback else tokenizer.decode_prompt(ids)
-            )
+            added = await text_after(prefix, ids, tokenizer)
         if before is None or added is None:
             context = self._tree.open_context(prefix, rest, None, is_canonical=False)
         else:

@@ -282,12 +282,13 @@ class TokenTree:
             self._touch(generation)
         return generation
 
-    def spelled_text(self, generation: Generation) -> tuple[str, str] | None:
-        """Return the trajectory's text to its visible end, and with its stop spelled out, if known."""
-        if generation.text_node is None:
+    def spelled_text(self, segment: Segment) -> tuple[str, str] | None:
+        """Return the text up to the segment's visible end, and with its stop spelled out, if known."""
+        if segment.text_node is None:
             return None
-        key = self._texts.key_of(generation.text_node)
-        return key[: generation.visible_end].decode(), key.decode()
+        key = self._texts.key_of(segment.text_node)
+        visible_end = segment.visible_end if isinstance(segment, Generation) else segment.text_end
+        return key[:visible_end].decode(), key.decode()
 
     def recorded_length(self, ids: Tokens) -> int:
         """Return how many of `ids`, from the first one on, were read or sampled in this order before."""
