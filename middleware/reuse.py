@@ -1,16 +1,18 @@
 """What of a prompt is recorded already: the tree's answer, and the decoding that it may take.
 
 A generation that the prompt leaves in the middle is decoded, to be cut between two tokens. Where it is long,
-a thread does that while the event loop goes on, and its segment is held meanwhile.
+or a worker decodes it, a thread does that while the event loop goes on, and its segment is held meanwhile.
+Where decoding fails, what needs it is not reused: a prompt never fails for that.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from .cut import Decode
+from .cut import Cut, Decode, TextMatch
 from .segments import Generation
-from .tokenizer import INLINE_TOKENS, Tokenizer, in_thread_if
+from .tokenizer import INLINE_TOKENS, Tokenizer, TokenizerFailed, in_thread_if
 from .tree import Prefix, TokenTree
+from .worker_tokenizer import WorkerDecode
 
 INLINE_CUT_TOKENS = INLINE_TOKENS // 20
 """Longer generations are cut in a thread: a cut decodes about twenty times."""
@@ -29,10 +31,19 @@ async def match_text(tree: TokenTree, text: str, session_id: str | None, decode:
     """
     match = tree.match_text(text, session_id)
     try:
-        is_long = match.decoded_tokens > INLINE_CUT_TOKENS
-        return tree.hold(match, await in_thread_if(is_long, partial(match.cut, decode)))
+        return tree.hold(match, await _cut(match, decode))
     finally:
         tree.release(match)
+
+
+async def _cut(match: TextMatch, decode: Decode | None) -> Cut:
+    if match.decoded_tokens == 0 or decode is None:
+        return match.cut(decode)
+    is_long = match.decoded_tokens > INLINE_CUT_TOKENS or isinstance(decode, WorkerDecode)
+    try:
+        return await in_thread_if(is_long, partial(match.cut, decode))
+    except TokenizerFailed:
+        return match.cut(None)
 
 
 async def text_before(tree: TokenTree, prefix: Prefix, decode: Decode) -> str | None:
@@ -52,7 +63,10 @@ async def text_before(tree: TokenTree, prefix: Prefix, decode: Decode) -> str | 
     if not segment.cuts_token and count == len(segment.tokens) - segment.trimmed_tokens:
         return visible
     show = partial(decode, segment.tokens[:count], skips_special_tokens=segment.skips_special_tokens)
-    shown = await in_thread_if(count > INLINE_TOKENS, show)
+    try:
+        shown = await in_thread_if(count > INLINE_TOKENS or isinstance(decode, WorkerDecode), show)
+    except TokenizerFailed:
+        return None
     before = spelled.encode()[: segment.text_start].decode() + shown
     return before if spelled.startswith(before) else None
 

@@ -13,7 +13,7 @@ from .prompts import MAX_TOKEN_ID
 from .reports import NO_LOGPROB, Page, leaves_of, page_of, spans_of
 from .reuse import match_text, text_after, text_before
 from .segments import Generation, Piece, Tokens, path, tokens_of
-from .tokenizer import Tokenizer, TokenizerFailed
+from .tokenizer import LocalTokenizer, Tokenizer, TokenizerFailed
 from .tree import Prefix, TokenTree
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ class Trajectories:
         return forgotten
 
     async def outline(self, limits: OutlineLimits) -> Outline:
-        """Return the tree's top, its most recent parts first. Previews need a tokenizer that is at hand."""
+        """Return the tree's top, its most recent parts first. Previews need a tokenizer in this process."""
         tokenizer = await self._tokenizer() if limits.preview_tokens else None
-        spell = tokenizer.spell if tokenizer is not None else None
+        spell = tokenizer.spell if isinstance(tokenizer, LocalTokenizer) else None
         return outline_of(self.tree, limits, spell)
 
     def routes(self) -> "APIRouter":
