@@ -2,6 +2,7 @@
 
 from array import array
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from espalier.middleware.segments import Generation, path, tokens_of
 from espalier.middleware.tree import SESSIONS_A_SWEEP, Sampled, TokenTree
 from espalier.sglang import WeightSpan
 
+from .driver import Setup, says
 from .test_tree import encode, matched, opened
 
 TTL_S = 60.0
@@ -226,3 +228,12 @@ def test_rid_that_is_used_again_names_the_latest_and_forgets_that() -> None:
     assert tree.find_text("hello world", None) is not None
     assert tree.forget_session("0") == 1
     assert tree.cached_tokens == 0
+
+
+def test_options_of_the_middleware_reach_the_tree(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"), max_version_lag=0, session_ttl_s=3600)
+    for version in ("1", "2"):
+        setup.worker.weight_version = version
+        setup.send(text="the quick", rid=version, session_id=version)
+    assert (setup.stat("trajectories"), setup.stat("sessions")) == (1, 1)
+    assert (setup.stat("outdated_trajectories_total"), setup.stat("expired_sessions_total")) == (1, 0)
