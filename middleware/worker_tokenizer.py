@@ -27,9 +27,16 @@ MAX_REPLY_BYTES = 64 << 20
 MAX_SPELLINGS = 4096
 """How many spelled-out stops are remembered: more than a model has."""
 
+CHAT = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+"""What the chat template is tried with."""
+
 
 class _TokenizeReply(msgspec.Struct):
     tokens: list[list[int]]
+
+
+class _ChatReply(msgspec.Struct):
+    tokens: list[int]
 
 
 class _DetokenizeReply(msgspec.Struct):
@@ -72,6 +79,7 @@ class WorkerTokenizer:
             return made
         made._detokenizes = True
         made.prompt_prefix = text if made._prefix_ids else ""
+        await made._learn_chat_tokens()
         return made
 
     @property
@@ -80,7 +88,7 @@ class WorkerTokenizer:
         return WorkerDecode(self, asyncio.get_running_loop()) if self._detokenizes else None
 
     def spell(self, ids: tuple[int, ...]) -> str:
-        """Return the text of a few ids, or "" for the first time: it is then asked for, for the next time."""
+        """Return the text of a few ids, or "" where it is not known yet: it is then asked for."""
         if self._detokenizes and ids not in self._spellings and ids not in self._learning:
             learning = asyncio.get_running_loop().create_task(self._learn(ids))
             self._learning[ids] = learning
@@ -128,6 +136,16 @@ class WorkerTokenizer:
         """
         (text,) = await self._decode_all([ids], skips_special_tokens=skips_special_tokens)
         return text
+
+    async def _learn_chat_tokens(self) -> None:
+        """Learn how the chat template's tokens are spelled: the first reply's stop is one of them."""
+        try:
+            content = await self._ask("/tokenize", {"messages": CHAT})
+            ids = sorted(set(_decoded(content, _ChatReply).tokens))[:MAX_SPELLINGS]
+            texts = await self._decode_all([[each] for each in ids], skips_special_tokens=False)
+        except TokenizerFailed:  # it has no chat template
+            return
+        self._spellings = {(each,): text for each, text in zip(ids, texts, strict=True)}
 
     async def _learn(self, ids: tuple[int, ...]) -> None:
         try:
@@ -210,7 +228,7 @@ def own_call(method: str, path: str, body: bytes) -> Call:
     )
 
 
-_Reply = TypeVar("_Reply", _TokenizeReply, _DetokenizeReply)
+_Reply = TypeVar("_Reply", _TokenizeReply, _ChatReply, _DetokenizeReply)
 
 
 def _decoded(content: bytes, kind: type[_Reply]) -> _Reply:

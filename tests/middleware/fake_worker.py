@@ -46,6 +46,8 @@ class FakeWorker:
         if call.path == "/model_info" and self.tokenizer_path is not None:
             return Reply.of_json({"tokenizer_path": self.tokenizer_path})
         if call.path == "/tokenize" and self.tokenizer_path is None:
+            if "prompt" not in call.json():
+                return Reply.of_json({"message": "no chat template"}, 400)
             return Reply.of_json(self._tokenize(call.json()))
         if call.path == "/detokenize" and self.tokenizer_path is None:
             return Reply.of_json(self._detokenize(call.json()))

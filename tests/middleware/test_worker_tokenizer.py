@@ -16,7 +16,7 @@ from espalier.middleware.trajectories import Trajectory
 from espalier.middleware.worker_tokenizer import MAX_CONCURRENT, WorkerTokenizer
 from tests.engine.workers import EngineWorker
 
-from .driver import ASSISTANT, END, IM_END, USER, call_of, ids_of, retrieve, says
+from .driver import ASSISTANT, END, IM_END, USER, call_of, ids_of, masks, retrieve, says
 from .fake_worker import FakeWorker
 from .tokenizers_made import byte_fallback, byte_level, with_beginning
 
@@ -80,6 +80,26 @@ def test_stop_is_spelled_from_the_second_time_on() -> None:
         return [first, remote.spell((IM_END,))]
 
     assert asyncio.run(spellings()) == ["", "<|im_end|>"]
+
+
+def test_stop_of_the_chat_template_is_spelled_from_the_first_time_on() -> None:
+    worker = FakeWorker(byte_level(), says("it is 42", stop=True), stop_ids=[IM_END])
+
+    async def forward(call: Call) -> Reply:
+        if call.path == "/tokenize" and "messages" in call.json():
+            return Reply.of_json({"tokens": ids_of(USER + "x" + END)})
+        return await worker(call)
+
+    async def scenario() -> Trajectory:
+        middleware = RadixTreeMiddleware()
+        await middleware.start(forward)
+        for rid, text in (("1", "the quick"), ("2", "the quickit is 42<|im_end|> so")):
+            await (await middleware(call_of({"text": text, "rid": rid}), forward)).read()
+        return await retrieve(middleware, rid="2")
+
+    found = asyncio.run(scenario())
+    reply = len(worker.replies[0]["output_ids"])
+    assert found.loss_mask == masks([len(ids_of("the quick")), reply, len(ids_of(" so")), reply])
 
 
 def test_edited_reply_is_cut_by_the_worker_s_tokenizer() -> None:
@@ -186,6 +206,11 @@ def test_no_more_calls_than_some_run_at_once() -> None:
     assert most == MAX_CONCURRENT
 
 
+def local_ids(text: str, folder: str) -> list[int]:
+    tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
 @pytest.mark.engine
 def test_real_worker_s_tokenizer_is_that_of_its_files(engine_workers: tuple[EngineWorker, ...]) -> None:
     async def compare(url: str) -> None:
@@ -198,6 +223,8 @@ def test_real_worker_s_tokenizer_is_that_of_its_files(engine_workers: tuple[Engi
             folder = (await client.get("/model_info")).json()["tokenizer_path"]
             local = LocalTokenizer.load(Path(folder))
             remote = await WorkerTokenizer.connect(forward)
+            (stop,) = local_ids("<|im_end|>", folder)
+            assert remote.spell((stop,)) == "<|im_end|>"
             for text in TEXTS:
                 ids = await local.encode_prompt(text)
                 assert await remote.encode_prompt(text) == ids
