@@ -126,7 +126,7 @@ def test_forgotten_session_is_gone_and_others_are_not() -> None:
 def test_session_that_is_not_used_expires_and_one_that_is_used_does_not() -> None:
     clock = Clock()
     tree = tree_of(session_ttl_s=TTL_S, clock=clock)
-    for name in ("idle", "continued", "matched", "listed"):
+    for name in ("continued", "matched", "listed", "idle"):
         say(tree, name, " world", name, session_id=name)
     say(tree, "no session", " world", "none")
     clock.now_s += TTL_S

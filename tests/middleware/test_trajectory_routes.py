@@ -104,6 +104,17 @@ def test_reply_that_a_later_turn_leaves_in_the_middle_is_told_as_far_as_it_goes(
     assert len(segments[1]["logprobs"]) == len(segments[1]["tokens"]) == len("it is ")
 
 
+def test_prompt_that_is_stored_in_two_parts_is_told_as_one(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    shared = "you are a helpful assistant, " * 4
+    for rid in ("first", "second"):
+        setup.send(text=shared + rid, rid=rid)
+    assert setup.stat("cached_tokens") < 2 * len(ids_of(shared))
+    with served(setup.middleware) as client:
+        context, _ = client.get("/trajectories/second").json()["segments"]
+    assert (context["tokens"], context["text"]) == (ids_of(shared + "second"), shared + "second")
+
+
 def test_log_probabilities_that_the_worker_did_not_give_are_null_and_nan(tmp_path: Path) -> None:
     setup = Setup(tmp_path, says("hello"))
     answer = setup.worker.answer
