@@ -72,7 +72,7 @@ class TokenizerSource:
         local: LocalTokenizer | None = None
         try:
             local = await asyncio.to_thread(LocalTokenizer.load, await _tokenizer_path(forward))
-        except EspalierError as error:
+        except (EspalierError, OSError) as error:
             reasons.append(str(error))
         if local is not None:
             if await _makes_the_worker_s_ids(local, forward):

@@ -57,6 +57,19 @@ def test_file_that_makes_other_ids_than_the_worker_is_not_used(
     assert "tokenizer_is_the_workers" in caplog.text
 
 
+@pytest.mark.parametrize("path", ["Qwen/Qwen3-4B", "x" * 5000, "a\x00b", ""])
+def test_path_that_means_nothing_here_costs_no_call(path: str) -> None:
+    worker = FakeWorker(byte_level(), says("x"))
+
+    async def forward(call: Call) -> Reply:
+        if call.path == "/model_info":
+            return Reply.of_json({"tokenizer_path": path})
+        return await worker(call)
+
+    asyncio.run(RadixTreeMiddleware()(call_of({"text": "hello"}), forward))
+    assert worker.sent[0]["input_ids"] == ids_of("hello")
+
+
 def test_without_tokenizer_ids_callers_are_recorded_and_text_passes_through() -> None:
     middleware = RadixTreeMiddleware()
     reply = msgspec.json.encode(capture("generate_text_logprob"))
