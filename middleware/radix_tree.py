@@ -20,7 +20,7 @@ from ..calls import Call, Handler, JsonObject, Middleware, Reply
 from ..errors import BadRequest, ConfigError, HttpError
 from .prompts import Prompt, Unrecorded, Vocabulary, read_prompt
 from .replies import Unrecordable, read_answer, read_whole, without_logprobs
-from .reuse import match_text, text_before
+from .reuse import match_text, text_after, text_before
 from .segments import Context
 from .tokenizer import Tokenizer, TokenizerFailed
 from .tokenizer_source import TokenizerSource
@@ -50,9 +50,6 @@ SESSION_HEADERS = (b"x-smg-routing-key", b"x-session-id")
 LOGPROB_OPTIONS = ("logprob_start_len", "top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs")
 """Without `return_logprob` these do nothing, so they are not sent where the client left it off."""
 
-DECODE_LOOKBACK_TOKENS = 8
-"""Tokens before a run of ids with which it is decoded: a character across the start fits in."""
-
 
 class _Opened(NamedTuple):
     """A prompt ready to be sent: the context that holds its tokens, and how many were reused."""
@@ -73,11 +70,14 @@ class RadixTreeMiddleware:
         max_cached_tokens: int = MAX_CACHED_TOKENS,
         max_cached_bytes: int = MAX_CACHED_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
+        max_version_lag: int | None = None,
+        session_ttl_s: float | None = None,
     ) -> None:
         """Take the place of the tokenizer (a `tokenizer.json` or its folder), and the bounds.
 
         Without `tokenizer_path` the workers are asked for it. Without `vocabulary_size` it is the greater of
-        the tokenizer's and that of the `config.json` beside it.
+        the tokenizer's and that of the `config.json` beside it. With `max_version_lag` and `session_ttl_s`
+        old trajectories go before the budget needs their room: see `TokenTree`.
 
         Raises: ConfigError where the tokenizer cannot be loaded, or a bound is no positive number.
         """
@@ -89,6 +89,8 @@ class RadixTreeMiddleware:
         self._tree = TokenTree(
             max_cached_tokens=self._max_cached_tokens,
             max_cached_bytes=_positive("max_cached_bytes", max_cached_bytes),
+            max_version_lag=_version_lag(max_version_lag),
+            session_ttl_s=_session_ttl_s(session_ttl_s),
         )
         self._source = TokenizerSource(Path(tokenizer_path) if tokenizer_path is not None else None)
         self._forward: Handler | None = None
@@ -108,7 +110,7 @@ class RadixTreeMiddleware:
         return {f"radix_tree_{name}": value for name, value in self._stats().items()}
 
     def routes(self) -> "APIRouter":
-        """Return `POST /retrieve_from_text` and `GET /radix_tree/stats`."""
+        """Return the endpoints that give back what was recorded, and those that tell of the tree."""
         return self.trajectories.routes()
 
     async def __call__(self, call: Call, forward: Handler) -> Reply:
@@ -185,10 +187,7 @@ class RadixTreeMiddleware:
         added: str | None = None
         if prefix.exact is None and tokenizer is not None and tokenizer.decode is not None:
             before = await text_before(self._tree, prefix, tokenizer.decode)
-            lookback = prefix.tokens[-DECODE_LOOKBACK_TOKENS:]
-            added = await (
-                tokenizer.decode_after(lookback, rest) if lookback else tokenizer.decode_prompt(ids)
-            )
+            added = await text_after(prefix, ids, tokenizer)
         if before is None or added is None:
             context = self._tree.open_context(prefix, rest, None, is_canonical=False)
         else:
@@ -265,6 +264,9 @@ class RadixTreeMiddleware:
         return {
             **{f"{name}_total": self._counts[f"{name}_total"] for name in names},
             "evicted_tokens_total": tree.evicted_tokens,
+            "expired_sessions_total": tree.expired_sessions,
+            "outdated_trajectories_total": tree.outdated_trajectories,
+            "sessions": tree.sessions,
             "trajectories": tree.trajectories,
             "cached_tokens": tree.cached_tokens,
             "cached_bytes": tree.cached_bytes,
@@ -303,3 +305,15 @@ def _positive(name: str, value: object) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number <= 0:
         raise ConfigError(f"radix_tree.{name} must be a positive whole number, not {value!r}")
     return number
+
+
+def _version_lag(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ConfigError(f"radix_tree.max_version_lag must be a whole number, 0 or more, not {value!r}")
+
+
+def _session_ttl_s(value: object) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ConfigError(f"radix_tree.session_ttl_s must be a number of seconds above 0, not {value!r}")

@@ -42,6 +42,8 @@ class Segment:
     """Grows with every segment made: the greater, the more recent."""
     holders: int = 0
     """Children, and running calls, that need this segment."""
+    hits: int = 0
+    """How many prompts went on from it."""
     ids_node: "Node[Segment] | None" = None
     text_node: "Node[Segment] | None" = None
 
@@ -90,6 +92,18 @@ class Generation(Segment):
     skips_special_tokens: bool
     """Whether special tokens were left out of the text."""
     visible_node: "Node[Segment] | None" = None
+    is_forgotten: bool = False
+    """Whether nobody can ask for it any more: it stays for the segments that follow from it."""
+
+    @property
+    def last_version(self) -> str | None:
+        """The weight version of its last token: what it is as old as."""
+        return self.weight_versions[-1].version if self.weight_versions else None
+
+    @property
+    def before(self) -> "Generation | None":
+        """The generation that this one goes on from, if any."""
+        return next((each for each in chain(self.parent) if isinstance(each, Generation)), None)
 
     @property
     def spelled_tokens(self) -> int:

@@ -1,21 +1,23 @@
 """Where the tokenizer comes from: a path, the path that a worker names, or the worker itself.
 
-The tokenizer is looked for where `--middleware-arg radix_tree.tokenizer_path` says, else where the worker's
-`GET /model_info` says its own lies, else the worker is asked to tokenise each text (`POST /tokenize`).
+The tokenizer is looked for where `--tokenizer-path` says, else where the worker's `GET /model_info` says its
+own lies, else the worker is asked to tokenise each text. What lies at a worker's path on this machine may be
+another tokenizer, or one that its worker adds a beginning token to; so it is used only where it makes the
+same ids of a probe as the worker, or where the worker cannot be asked.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from ..calls import Call, Handler
+from ..calls import Handler
 from ..errors import EspalierError
-from .cut import Decode
 from .tokenizer import LocalTokenizer, Tokenizer, TokenizerFailed
+from .worker_tokenizer import MAX_REPLY_BYTES, WorkerTokenizer, own_call
 
 log = logging.getLogger(__name__)
 
@@ -23,68 +25,15 @@ RETRY_INTERVAL_S = 1.0
 """How long a tokenizer that could not be found is not looked for again: two small calls a second at most."""
 
 
-class _TokenizeReply(msgspec.Struct):
-    tokens: list[int]
+PROBE = "Probe: 1 + 1\n"
+"""What the tokenizer that was found and the worker's own must make the same ids of."""
 
 
 class _ModelInfo(msgspec.Struct):
     tokenizer_path: str | None = None
 
 
-_decode_tokenize_reply = msgspec.json.Decoder(_TokenizeReply).decode
 _decode_model_info = msgspec.json.Decoder(_ModelInfo).decode
-
-_MAX_CONTROL_REPLY_BYTES = 64 << 20
-"""A longer answer to `/tokenize` or `/model_info` is not read."""
-
-
-class WorkerTokenizer:
-    """The worker's own tokenizer, asked over HTTP. Whole generations are reused; ids are not decoded."""
-
-    vocabulary_size: int | None = None
-    decode: Decode | None = None
-    prompt_prefix = ""
-
-    def __init__(self, forward: Handler) -> None:
-        self._forward = forward
-
-    def spell(self, ids: tuple[int, ...]) -> str:  # noqa: ARG002  the protocol's
-        """Return "": the worker is not asked."""
-        return ""
-
-    async def decode_prompt(self, ids: Sequence[int]) -> str | None:  # noqa: ARG002
-        """Return None: the worker is not asked."""
-        return None
-
-    async def decode_after(self, before: Sequence[int], tokens: Sequence[int]) -> str | None:  # noqa: ARG002
-        """Return None: the worker is not asked."""
-        return None
-
-    async def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a whole prompt, with the special tokens that the worker would add.
-
-        Raises: TokenizerFailed where the worker gives none.
-        """
-        return await self._encode(text, adds=True)
-
-    async def encode_continuation(self, text: str) -> list[int]:
-        """Return the ids of text that follows other tokens: nothing is added before or behind.
-
-        Raises: TokenizerFailed where the worker gives none.
-        """
-        return await self._encode(text, adds=False)
-
-    async def _encode(self, text: str, *, adds: bool) -> list[int]:
-        body = msgspec.json.encode({"prompt": text, "add_special_tokens": adds})
-        call = _own_call("POST", "/tokenize", body)
-        try:
-            reply = await self._forward(call)
-            content = await reply.read(_MAX_CONTROL_REPLY_BYTES)
-            if reply.status != 200:
-                raise TokenizerFailed(f"the worker's /tokenize answered {reply.status}")
-            return _decode_tokenize_reply(content).tokens
-        except (EspalierError, msgspec.DecodeError) as error:
-            raise TokenizerFailed(str(error)) from error
 
 
 class TokenizerSource:
@@ -120,21 +69,19 @@ class TokenizerSource:
 
     async def _look(self, forward: Handler) -> Tokenizer | None:
         reasons: list[str] = []
+        local: LocalTokenizer | None = None
         try:
-            reply = await forward(_own_call("GET", "/model_info", b""))
-            content = await reply.read(_MAX_CONTROL_REPLY_BYTES)
-            path = _decode_model_info(content).tokenizer_path if reply.status == 200 else None
-            if path is not None:
-                return await asyncio.to_thread(LocalTokenizer.load, Path(path))
-            reasons.append(f"/model_info answered {reply.status} without tokenizer_path")
-        except (EspalierError, msgspec.DecodeError, OSError) as error:
+            local = await asyncio.to_thread(LocalTokenizer.load, await _tokenizer_path(forward))
+        except (EspalierError, OSError) as error:
             reasons.append(str(error))
-        remote = WorkerTokenizer(forward)
+        if local is not None:
+            if await _makes_the_worker_s_ids(local, forward):
+                return local
+            reasons.append(f"what lies at its tokenizer_path makes other ids of {PROBE!r}")
         try:
-            await remote.encode_prompt("a")
+            remote = await WorkerTokenizer.connect(forward)
         except TokenizerFailed as error:
-            reasons.append(str(error))
-            self._say("tokenizer_not_found", reasons)
+            self._say("tokenizer_not_found", [*reasons, str(error)])
             return None
         self._say("tokenizer_is_the_workers", reasons)
         return remote
@@ -146,12 +93,26 @@ class TokenizerSource:
             log.warning("%s reason=%r", event, "; ".join(reasons))
 
 
-def _own_call(method: str, path: str, body: bytes) -> Call:
-    return Call(
-        method=method,
-        path=path,
-        target=path.encode(),
-        headers=[(b"content-type", b"application/json")],
-        body=body,
-        request_id="radix-tree-tokenizer",
-    )
+async def _tokenizer_path(forward: Handler) -> Path:
+    """Return where a worker says that its tokenizer lies.
+
+    Raises: TokenizerFailed where it does not say; EspalierError where none could be asked.
+    """
+    reply = await forward(own_call("GET", "/model_info", b""))
+    content = await reply.read(MAX_REPLY_BYTES)
+    try:
+        path = _decode_model_info(content).tokenizer_path if reply.status == 200 else None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TokenizerFailed(f"/model_info answered something else: {error}") from error
+    if path is None:
+        raise TokenizerFailed(f"/model_info answered {reply.status} without tokenizer_path")
+    return Path(path)
+
+
+async def _makes_the_worker_s_ids(local: LocalTokenizer, forward: Handler) -> bool:
+    """Say whether both make the same ids of the probe, or the worker cannot be asked."""
+    try:
+        theirs = await WorkerTokenizer(forward).encode_prompt(PROBE)
+    except TokenizerFailed:
+        return True
+    return theirs == await local.encode_prompt(PROBE)

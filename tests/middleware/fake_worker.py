@@ -46,7 +46,11 @@ class FakeWorker:
         if call.path == "/model_info" and self.tokenizer_path is not None:
             return Reply.of_json({"tokenizer_path": self.tokenizer_path})
         if call.path == "/tokenize" and self.tokenizer_path is None:
+            if "prompt" not in call.json():
+                return Reply.of_json({"message": "no chat template"}, 400)
             return Reply.of_json(self._tokenize(call.json()))
+        if call.path == "/detokenize" and self.tokenizer_path is None:
+            return Reply.of_json(self._detokenize(call.json()))
         if call.path != "/generate":
             return Reply.of_json({"detail": "Not Found"}, 404)
         body = call.json()
@@ -56,8 +60,14 @@ class FakeWorker:
         return Reply.of_json(reply)
 
     def _tokenize(self, body: JsonObject) -> JsonObject:
-        encoded = self.tokenizer.encode(body["prompt"], add_special_tokens=body["add_special_tokens"])
-        return {"tokens": encoded.ids, "count": len(encoded.ids)}
+        prompt, adds = body["prompt"], body["add_special_tokens"]
+        if isinstance(prompt, str):
+            return {"tokens": self.tokenizer.encode(prompt, add_special_tokens=adds).ids}
+        return {"tokens": [self.tokenizer.encode(each, add_special_tokens=adds).ids for each in prompt]}
+
+    def _detokenize(self, body: JsonObject) -> JsonObject:
+        rows, skips = body["tokens"], body["skip_special_tokens"]
+        return {"text": [self.tokenizer.decode(row, skip_special_tokens=skips) for row in rows]}
 
     def answer(self, body: JsonObject) -> JsonObject:
         """Return the reply to one prompt by ids (or by text, which is tokenised)."""

@@ -1,5 +1,7 @@
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +21,7 @@ from .driver import (
     says,
 )
 from .fake_worker import FakeWorker, Sample
-from .tokenizers_made import byte_level, saved
+from .tokenizers_made import byte_fallback, byte_level, saved
 
 
 def test_tokenizer_is_found_through_the_worker(tmp_path: Path) -> None:
@@ -27,7 +29,7 @@ def test_tokenizer_is_found_through_the_worker(tmp_path: Path) -> None:
     middleware = RadixTreeMiddleware()
     for _ in range(2):
         asyncio.run(middleware(call_of({"text": "hello"}), handler(worker, says("x"))))
-    assert [call.path for call in worker.calls] == ["/model_info", "/generate", "/generate"]
+    assert [call.path for call in worker.calls] == ["/model_info", "/tokenize", "/generate", "/generate"]
     assert worker.sent[0]["input_ids"] == ids_of("hello")
 
 
@@ -38,6 +40,34 @@ def test_worker_tokenises_where_no_file_is_at_hand(tmp_path: Path) -> None:
         asyncio.run(middleware(call_of({"text": text}), worker))
     sampled = worker.replies[0]["output_ids"]
     assert worker.sent[1]["input_ids"] == ids_of("hello") + sampled + ids_of("\nmore")
+
+
+def test_file_that_makes_other_ids_than_the_worker_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = FakeWorker(byte_fallback(), says("x"))
+
+    async def forward(call: Call) -> Reply:
+        if call.path == "/model_info":
+            return Reply.of_json({"tokenizer_path": saved(byte_level(), tmp_path)})
+        return await worker(call)
+
+    asyncio.run(RadixTreeMiddleware()(call_of({"text": "hello"}), forward))
+    assert worker.sent[0]["input_ids"] == byte_fallback().encode("hello").ids
+    assert "tokenizer_is_the_workers" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["Qwen/Qwen3-4B", "x" * 5000, "a\x00b", ""])
+def test_path_that_means_nothing_here_costs_no_call(path: str) -> None:
+    worker = FakeWorker(byte_level(), says("x"))
+
+    async def forward(call: Call) -> Reply:
+        if call.path == "/model_info":
+            return Reply.of_json({"tokenizer_path": path})
+        return await worker(call)
+
+    asyncio.run(RadixTreeMiddleware()(call_of({"text": "hello"}), forward))
+    assert worker.sent[0]["input_ids"] == ids_of("hello")
 
 
 def test_without_tokenizer_ids_callers_are_recorded_and_text_passes_through() -> None:
@@ -68,11 +98,43 @@ def test_tokenizer_is_looked_for_again_once_a_worker_is_up(tmp_path: Path) -> No
     assert asyncio.run(scenario()) == [False, False, True]
 
 
-def test_long_text_is_tokenised_off_the_event_loop_and_to_the_same_ids(tmp_path: Path) -> None:
+LONG_TEXT = "the quick brown fox " * 40_000
+LONG_IDS = ids_of("the quick brown fox ") * 40_000
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda tokenizer: tokenizer.encode_prompt(LONG_TEXT),
+        lambda tokenizer: tokenizer.encode_continuation(LONG_TEXT),
+        lambda tokenizer: tokenizer.decode_prompt(LONG_IDS),
+        lambda tokenizer: tokenizer.decode_after(LONG_IDS[:8], LONG_IDS),
+    ],
+)
+def test_others_do_not_wait_while_a_long_text_is_worked_on(
+    work: Callable[[LocalTokenizer], Coroutine[Any, Any, object]],
+) -> None:
+    """Work that holds the interpreter's lock lets the loop turn a few dozen times, other work thousands."""
+    tokenizer = LocalTokenizer(byte_level())
+
+    async def turns_meanwhile() -> int:
+        turns = 0
+        working = asyncio.create_task(work(tokenizer))
+        while not working.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await working
+        return turns
+
+    assert asyncio.run(turns_meanwhile()) > 500
+
+
+def test_long_text_gets_the_same_ids_and_text_as_a_short_one(tmp_path: Path) -> None:
     setup = Setup(tmp_path, says("x"))
-    text = "the quick brown fox " * 2000
-    setup.send(text=text)
-    assert setup.worker.sent[0]["input_ids"] == byte_level().encode(text).ids
+    setup.send(text=LONG_TEXT)
+    ids = byte_level().encode(LONG_TEXT).ids
+    assert setup.worker.sent[0]["input_ids"] == ids
+    assert asyncio.run(LocalTokenizer(byte_level()).decode_prompt(ids)) == LONG_TEXT
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:

@@ -150,6 +150,10 @@ def test_reply_that_is_not_200_passes_untouched(tmp_path: Path) -> None:
         {"max_cached_bytes": "many"},
         {"max_reply_bytes": True},
         {"vocabulary_size": 0},
+        {"max_version_lag": -1},
+        {"max_version_lag": True},
+        {"session_ttl_s": 0},
+        {"session_ttl_s": "long"},
     ],
 )
 def test_wrong_option_is_named(options: Any) -> None:

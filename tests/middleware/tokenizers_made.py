@@ -59,6 +59,17 @@ def byte_fallback() -> tokenizers.Tokenizer:
     return trained
 
 
+@cache
+def with_beginning() -> tokenizers.Tokenizer:
+    """As Llama 3's: byte-level, with a template that puts a beginning token before a prompt."""
+    made = tokenizers.Tokenizer.from_str(byte_level().to_str())
+    made.add_tokens(["<tool_call>", "  "])
+    made.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return made
+
+
 def saved(tokenizer: tokenizers.Tokenizer, folder: Path) -> str:
     """Save as the worker's model folder would hold it; returns the folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
