@@ -185,7 +185,6 @@ class _Told:
         "_tells_all",
         "_texts",
         "_tokens",
-        "_version",
         "is_closed",
     )
 
@@ -198,7 +197,6 @@ class _Told:
         self._logprobs: Logprobs | None = None
         self._texts: list[str | None] = []
         self._meta: MetaInfo | None = None
-        self._version: str | None = None
         self._tells_all = False
         self._latest: bytes | None = None
 
@@ -252,10 +250,8 @@ class _Told:
             self._extend(answer, len(event))
         elif known != total:
             raise Unrecordable(f"an event tells {told} of {total} tokens, after {known}")
-        if self._meta is None:
-            self._version = meta.weight_version
-        elif meta.weight_version != self._version:
-            meta.weight_version = None  # only the last event's spans say where it changed
+        if self._meta is not None and meta.weight_version != self._meta.weight_version:
+            meta.weight_version = None  # and stays so: only the last event's spans say where it changed
         self._meta = meta
 
     def _extend(self, answer: Answer, size_bytes: int) -> None:
