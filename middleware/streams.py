@@ -98,14 +98,18 @@ class StreamReader:
             self._keep(chunk)
             return b"" if self._takes_out else chunk
         lines = b"".join([*self._kept, chunk[:end]]) if self._kept else chunk[:end]
-        shown = [self._line(line) for line in lines[:-1].split(b"\n")]
+        shown: list[bytes] = []
+        start = 0
+        while start < len(lines):
+            stop = lines.find(b"\n", start) + 1
+            changed = self._read_line(lines, start, stop)
+            if self._takes_out:
+                shown.append(lines[start:stop] if changed is None else changed)
+            start = stop
         self._kept, self._kept_bytes = [], 0
         if end < len(chunk):
             self._keep(chunk[end:])
-        if not self._takes_out:
-            return chunk
-        shown.append(b"")
-        return b"\n".join(shown)
+        return b"".join(shown) if self._takes_out else chunk
 
     def _keep(self, part: bytes) -> None:
         self._kept_bytes += len(part)
@@ -115,21 +119,25 @@ class StreamReader:
             raise Unrecordable("the stream's lines do not end as SGLang's do")
         self._kept.append(part)
 
-    def _line(self, line: bytes) -> bytes:
-        """Read a line, given without its end; return what the client gets of it. Raises: Unrecordable."""
-        if not line.startswith(_DATA):
-            return line
-        start = line.find(b"{", len(_DATA), len(_DATA) + 2)
-        if start < 0:
-            return line
-        event = line[start:].rstrip(b"\r")
+    def _read_line(self, lines: bytes, start: int, stop: int) -> bytes | None:
+        """Read the line from `start` to `stop`; return what the client gets instead of it, None for itself.
+
+        Raises: Unrecordable where the stream cannot be followed any further.
+        """
+        if not lines.startswith(_DATA, start):
+            return None
+        begin = lines.find(b"{", start + len(_DATA), start + len(_DATA) + 2)
+        if begin < 0:
+            return None
+        end = stop - 2 if lines.endswith(b"\r\n", begin, stop) else stop - 1
+        event = lines[begin:end]
         if event.startswith(_ERROR):
             self._recording.refuse()
-            return line
+            return None
         meta_at = event.find(META_INFO)
         if meta_at < 0 and not has_meta_info(event):
             self._recording.fail("an event without meta_info")
-            return line
+            return None
         index = self._index_of(event)
         told = self._told.get(index)
         if told is None:
@@ -137,11 +145,11 @@ class StreamReader:
         if not told.is_closed:
             self._add(index, told, event, meta_at)
         if not self._takes_out or self._asked.prompts[index // self._asked.samples].wants_logprobs:
-            return line
+            return None
         try:
-            return line[:start] + without_logprobs(event, meta_at) + line[start + len(event) :]
+            return lines[start:begin] + without_logprobs(event, meta_at) + lines[end:stop]
         except msgspec.DecodeError:
-            return line
+            return None
 
     def _index_of(self, event: bytes) -> int:
         """Return which generation an event tells of."""
