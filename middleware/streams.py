@@ -126,8 +126,8 @@ class StreamReader:
         """
         if not lines.startswith(_DATA, start):
             return None
-        begin = lines.find(b"{", start + len(_DATA), start + len(_DATA) + 2)
-        if begin < 0:
+        begin = lines.find(b"{", start, stop)
+        if begin < 0 or lines[start + len(_DATA) : begin].strip():
             return None
         end = stop - 2 if lines.endswith(b"\r\n", begin, stop) else stop - 1
         event = lines[begin:end]

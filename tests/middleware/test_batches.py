@@ -82,6 +82,12 @@ def test_batch_of_one_is_answered_with_a_list(tmp_path: Path) -> None:
     assert setup.worker.sent[0]["input_ids"] == [ids_of("hello")]
 
 
+def test_batch_that_names_no_image_for_any_prompt_is_recorded(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("x"))
+    asyncio.run(setup.read({"text": ["hello", "there"], "image_data": [None, []]}))
+    assert setup.stat("generations_recorded_total") == 2
+
+
 def test_siblings_of_one_call_share_their_prompt_and_nothing_else(tmp_path: Path) -> None:
     setup = Setup(tmp_path, says("same", "same", "other"))
     answers = msgspec.json.decode(

@@ -202,6 +202,15 @@ def test_last_event_of_a_retracted_and_aborted_call_tells_all_again_in_an_increm
     assert found(middleware).rollout_logp == [0.0, -7 / 7, -8 / 7, -9 / 7]
 
 
+def test_last_event_of_such_a_call_without_logprobs_tells_its_last_token_again() -> None:
+    middleware = RadixTreeMiddleware()
+    waiting = {"type": "abort", "message": "Abort in waiting queue"}
+    events = [event([7], "a"), event([8], "b", total=2), event([8], "ab", total=2, finish_reason=waiting)]
+    plain = [without_logprobs(each) for each in events]
+    relayed(middleware, {"input_ids": [1], "return_logprob": True}, [*plain, DONE])
+    assert found(middleware).tokens == [1, 7, 8]
+
+
 def test_call_that_was_aborted_while_it_waited_has_no_tokens() -> None:
     middleware = RadixTreeMiddleware()
     waiting = {"type": "abort", "message": "Abort in waiting queue"}
@@ -279,7 +288,7 @@ def test_versions_of_a_broken_stream_are_not_guessed_where_they_changed() -> Non
 
 
 def test_stream_of_which_nothing_was_seen_leaves_nothing_behind() -> None:
-    for chunks in ([], [b": ping\n\n"], [event([], "")]):
+    for chunks in ([], [b": ping\n\n"], [event([], "", prompt_tokens=3)]):
         middleware = RadixTreeMiddleware()
         relayed(middleware, {"input_ids": [1, 2, 3]}, chunks)
         assert stat(middleware, "trajectories") == stat(middleware, "cached_tokens") == 0
@@ -314,6 +323,32 @@ def test_refusal_that_comes_as_a_stream_is_handed_on_and_not_recorded(name: str)
     assert stat(middleware, "replies_refused_total") == 1
     assert stat(middleware, "trajectories") == 0
     assert stat(middleware, "record_failures_total") == 0
+
+
+def test_events_that_tell_all_again_are_not_read_but_for_the_last() -> None:
+    """Reading each would take time that grows with the square of the length."""
+    nonsense = event([7, 8, 9], "abc").replace(b"[[", b"{{")
+    middleware = RadixTreeMiddleware()
+    chunks = [event([7], "a"), event([7, 8], "ab"), *([nonsense] * 3), last([7, 8, 9, 10], "abcd"), DONE]
+    assert relayed(middleware, {"input_ids": [1], "return_logprob": True}, chunks) == chunks
+    assert found(middleware).tokens == [1, 7, 8, 9, 10]
+    assert stat(middleware, "record_failures_total") == 0
+
+
+@pytest.mark.parametrize("line", [b"data: {}\r\rdata: {}", b"data: {" + b"x" * 9000])
+def test_what_has_no_end_of_line_is_not_kept_back_for_ever(line: bytes) -> None:
+    middleware = RadixTreeMiddleware(max_reply_bytes=8000)
+    assert relayed(middleware, {"input_ids": [1]}, [line, b"data"]) == [line, b"data"]
+    assert stat(middleware, "record_failures_total") == 1
+
+
+def test_generation_that_is_told_bit_by_bit_and_never_ends_is_not_kept_for_ever() -> None:
+    middleware = RadixTreeMiddleware(max_reply_bytes=2000)
+    events = [event([7], "a" * 100, total=total) for total in range(1, 20)]
+    shown = relayed(middleware, {"input_ids": [1], "return_logprob": True}, [*events, DONE])
+    assert shown == [*events, DONE]
+    assert stat(middleware, "record_failures_total") == 1
+    assert stat(middleware, "trajectories") == 0
 
 
 def of_two(index: object) -> bytes:
@@ -372,6 +407,7 @@ def test_one_generation_that_cannot_be_recorded_leaves_the_others_alone() -> Non
     [
         lambda event: event.replace(b":", b": ").replace(b"data: ", b"data:", 1),
         lambda event: event.replace(b"\n", b"\r\n"),
+        lambda event: event.replace(b":", b": ").replace(b"\n", b"\r\n"),
         lambda event: event.replace(b'"dp_rank"', b'"output_top_logprobs":[],"dp_rank"'),
         lambda event: event.replace(b",null]", b',"\\"],"]'),
     ],
@@ -382,6 +418,7 @@ def test_other_spellings_of_the_same_are_read_and_cleared_too(change: Callable[[
     shown = b"".join(relayed(middleware, {"input_ids": [1]}, sent))
     assert b"logprobs" not in shown
     assert shown.count(b"dp_rank") == shown.count(b"finish_reason") == 3
+    assert shown.count(b"\r\n") == b"".join(sent).count(b"\r\n")
     assert found(middleware).tokens == [1, 7, 8, 9]
 
 
@@ -440,6 +477,7 @@ def test_beginning_of_a_stop_string_that_was_streamed_is_not_spelled_twice(tmp_p
     relayed(middleware, body, [event(ids, "aST", finish_reason=stop), DONE])
     trajectory = asyncio.run(retrieve(middleware, text="haSTOP"))
     assert trajectory.tokens == ids_of("h") + ids
+    assert trajectory.matched_tokens == len(trajectory.tokens)
 
 
 def test_streams_may_be_recorded_without_logprobs_that_nobody_asked_for() -> None:
