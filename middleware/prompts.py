@@ -57,6 +57,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     is_batch: bool
     """Whether the prompts came as a list, be it of one."""
     is_streamed: bool
+    all_want_logprobs: bool
+    """Whether nothing has to be taken out of the reply."""
 
     @property
     def is_many(self) -> bool:
@@ -67,11 +69,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     def generations(self) -> int:
         """How many generations the reply tells of."""
         return len(self.prompts) * self.samples
-
-    @property
-    def all_want_logprobs(self) -> bool:
-        """Whether nothing has to be taken out of the reply."""
-        return all(prompt.wants_logprobs for prompt in self.prompts)
 
 
 class Vocabulary(NamedTuple):
@@ -109,34 +106,52 @@ def read_asked(body: JsonObject, session_id: str | None, vocabulary: Vocabulary)
     count = len(given.prompts)
     params = _each(body.get("sampling_params"), count, is_batch=given.is_batch)
     flags = _each(body.get("return_logprob"), count, is_batch=given.is_batch)
-    if params is None or flags is None or not all(each is None or isinstance(each, dict) for each in params):
+    if params is None or flags is None:
         return Unrecorded.MALFORMED
-    sampling = [cast("JsonObject", each or {}) for each in params]
-    samples = _samples(sampling)
-    if samples is None or any(flag not in _FLAGS for flag in flags):
-        return Unrecorded.MALFORMED
-    if samples > 1 and isinstance(body.get("return_logprob"), list):
-        return Unrecorded.MALFORMED  # as the worker will say
-    if any(each.get("beam_width") not in (None, 1) for each in sampling):
-        return Unrecorded.BEAM_SEARCH
     named = body.get("session_id")
     session_id = named if isinstance(named, str) and named else session_id
     field = "text" if body.get("input_ids") is None else "input_ids"
-    prompts = tuple(
-        Prompt(
-            name=f"{field}[{at}]" if given.is_batch else field,
-            text=prompt if isinstance(prompt, str) else None,
-            ids=None if isinstance(prompt, str) else prompt,
-            session_id=session_id,
-            wants_logprobs=flag is True,
-            skips_special_tokens=each.get("skip_special_tokens", True) is not False,
-            trims_stop=each.get("no_stop_trim", False) is not True,
-            stop_strings=_strings(each.get("stop")),
-        )
-        for at, (prompt, each, flag) in enumerate(zip(given.prompts, sampling, flags, strict=True))
-    )
+    prompts: list[Prompt] = []
+    samples: object = None
+    for at, prompt in enumerate(given.prompts):
+        sampling = {} if params[at] is None else params[at]
+        if not isinstance(sampling, dict) or flags[at] not in _FLAGS:
+            return Unrecorded.MALFORMED
+        if sampling.get("beam_width") not in (None, 1):
+            return Unrecorded.BEAM_SEARCH
+        own_samples = 1 if sampling.get("n") is None else sampling["n"]
+        if samples not in (None, own_samples):
+            return Unrecorded.MALFORMED
+        samples = own_samples
+        name = f"{field}[{at}]" if given.is_batch else field
+        prompts.append(_prompt(name, prompt, session_id, sampling, wants_logprobs=flags[at] is True))
+    if (
+        type(samples) is not int
+        or samples < 1
+        or (samples > 1 and isinstance(body.get("return_logprob"), list))
+    ):
+        return Unrecorded.MALFORMED  # as the worker will say
     return Asked(
-        prompts=prompts, samples=samples, is_batch=given.is_batch, is_streamed=body.get("stream") is True
+        prompts=tuple(prompts),
+        samples=samples,
+        is_batch=given.is_batch,
+        is_streamed=body.get("stream") is True,
+        all_want_logprobs=all(prompt.wants_logprobs for prompt in prompts),
+    )
+
+
+def _prompt(
+    name: str, prompt: "str | Tokens", session_id: str | None, sampling: JsonObject, *, wants_logprobs: bool
+) -> Prompt:
+    return Prompt(
+        name=name,
+        text=prompt if isinstance(prompt, str) else None,
+        ids=None if isinstance(prompt, str) else prompt,
+        session_id=session_id,
+        wants_logprobs=wants_logprobs,
+        skips_special_tokens=sampling.get("skip_special_tokens", True) is not False,
+        trims_stop=sampling.get("no_stop_trim", False) is not True,
+        stop_strings=_strings(sampling.get("stop")),
     )
 
 
@@ -145,8 +160,9 @@ def _unrecorded(body: JsonObject) -> Unrecorded | None:
         return Unrecorded.MALFORMED
     if body.get("input_embeds") is not None:
         return Unrecorded.INPUT_EMBEDS
-    if any(_holds_something(body.get(key)) for key in ("image_data", "video_data", "audio_data")):
-        return Unrecorded.MULTIMODAL
+    for key in ("image_data", "video_data", "audio_data"):
+        if key in body and _holds_something(body[key]):
+            return Unrecorded.MULTIMODAL
     if body.get("session_params") is not None:
         return Unrecorded.SERVER_SESSION
     return None
@@ -164,16 +180,9 @@ def _each(value: object, count: int, *, is_batch: bool) -> list[object] | None:
     return value if is_batch and len(value) == count else None
 
 
-def _samples(sampling: Sequence[JsonObject]) -> int | None:
-    """Return `n`, which must be the same for all prompts of a batch, or None where it is no such number."""
-    counts = [1 if each.get("n") is None else each["n"] for each in sampling]
-    if not all(type(count) is int and count > 0 for count in counts) or len(set(counts)) != 1:
-        return None
-    first: int = counts[0]
-    return first
-
-
 def _strings(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
     values = value if isinstance(value, list) else [value]
     return tuple(each for each in values if isinstance(each, str))
 

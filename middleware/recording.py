@@ -55,7 +55,7 @@ class _Boundary:
 class Recording:
     """Records the answers to one call. Its contexts are held by whoever made it.
 
-    No method raises: an answer that cannot be recorded is counted, and reaches its client all the same.
+    An answer that cannot be recorded is counted, and reaches its client all the same.
     """
 
     def __init__(
@@ -108,19 +108,21 @@ class Recording:
             return content
 
     def record(self, index: int, answer: Answer) -> None:
-        """Record what `answer` tells of generation `index`."""
+        """Record what `answer` tells of generation `index`; call it inside a `boundary`.
+
+        Raises: Unrecordable.
+        """
         at = index // self.asked.samples
         opened = self._opened[at]
-        with self.boundary():
-            sampled = read_sampled(
-                answer,
-                self.asked.prompts[at],
-                self._tokenizer,
-                prompt_tokens=len(opened.ids),
-                is_streamed=self.asked.is_streamed,
-            )
-            self._tree.record(opened.context, sampled)
-            self._count(at, opened, len(sampled.tokens))
+        sampled = read_sampled(
+            answer,
+            self.asked.prompts[at],
+            self._tokenizer,
+            prompt_tokens=len(opened.ids),
+            is_streamed=self.asked.is_streamed,
+        )
+        self._tree.record(opened.context, sampled)
+        self._count(at, opened, len(sampled.tokens))
 
     def boundary(self) -> _Boundary:
         """Return a context in which what goes wrong is counted by its reason, and costs nothing else."""
