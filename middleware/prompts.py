@@ -161,16 +161,12 @@ def _unrecorded(body: JsonObject) -> Unrecorded | None:
     if body.get("input_embeds") is not None:
         return Unrecorded.INPUT_EMBEDS
     for key in ("image_data", "video_data", "audio_data"):
-        if key in body and _holds_something(body[key]):
+        value = body.get(key)
+        if any(value) if isinstance(value, list) else value:  # a batch may name none for each of its prompts
             return Unrecorded.MULTIMODAL
     if body.get("session_params") is not None:
         return Unrecorded.SERVER_SESSION
     return None
-
-
-def _holds_something(value: object) -> bool:
-    """Say whether there is anything in `value`: a batch may name no image for each of its prompts."""
-    return any(map(_holds_something, value)) if isinstance(value, list) else bool(value)
 
 
 def _each(value: object, count: int, *, is_batch: bool) -> list[object] | None:

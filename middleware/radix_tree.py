@@ -13,9 +13,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..calls import Call, Handler, Middleware, Reply
+from ..calls import Call, Handler, JsonObject, Middleware, Reply
 from ..errors import BadRequest, ConfigError, HttpError
 from .forwarded import forwarded_body
 from .prompts import Asked, Prompt, Unrecorded, Vocabulary, read_asked
@@ -64,6 +64,15 @@ COUNTERS = (
 
 DECODE_LOOKBACK_TOKENS = 8
 """Tokens before a run of ids with which it is decoded: a character across the start fits in."""
+
+
+class _Prepared(NamedTuple):
+    """A call as it goes to a worker, and what becomes of the reply."""
+
+    call: Call
+    recording: Recording
+    takes_out: bool
+    """Whether the reply will hold log-probabilities that the client had not asked for."""
 
 
 class RadixTreeMiddleware:
@@ -128,13 +137,9 @@ class RadixTreeMiddleware:
             body = call.json()
         except BadRequest as error:
             return await self._pass_through(call, forward, Unrecorded.MALFORMED, error)
-        tokenizer = await self._source.get(forward)
-        asked = read_asked(body, _session_of(call), self._vocabulary(tokenizer))
-        if isinstance(asked, Unrecorded):
-            return await self._pass_through(call, forward, asked)
         with ExitStack() as held:
             try:
-                opened = await self._open_all(asked, tokenizer, held)
+                prepared = await self._prepare(call, body, forward, held)
             except HttpError:
                 raise
             except TokenizerFailed as error:
@@ -144,15 +149,30 @@ class RadixTreeMiddleware:
             except Exception as error:  # the boundary that keeps its promise: the cache never costs a reply
                 log.exception("radix_tree_failed request_id=%s", call.request_id)
                 return await self._pass_through(call, forward, Unrecorded.UNEXPECTED_ERROR, error)
-            asks_logprobs = self._stream_logprobs or not asked.is_streamed
-            ids = [each.ids for each in opened]
-            sent = forwarded_body(body, asked, ids, asks_logprobs=asks_logprobs)
-            reply = await forward(call if sent is body else call.with_json(sent))
-            recording = Recording(
-                self._tree, self._tally, asked, opened, tokenizer, request_id=call.request_id
-            )
-            takes_out = asks_logprobs and not asked.all_want_logprobs
-            return await self._finish(reply, recording, held, takes_out=takes_out)
+            if isinstance(prepared, Unrecorded):
+                return await self._pass_through(call, forward, prepared)
+            reply = await forward(prepared.call)
+            return await self._finish(reply, prepared, held)
+
+    async def _prepare(
+        self, call: Call, body: JsonObject, forward: Handler, held: ExitStack
+    ) -> "_Prepared | Unrecorded":
+        """Return the call as it goes to a worker, and what records its answers; or why it is not recorded.
+
+        Raises: BadRequest, TokenizerFailed, UnicodeEncodeError.
+        """
+        tokenizer = await self._source.get(forward)
+        asked = read_asked(body, _session_of(call), self._vocabulary(tokenizer))
+        if isinstance(asked, Unrecorded):
+            return asked
+        opened = await self._open_all(asked, tokenizer, held)
+        asks_logprobs = self._stream_logprobs or not asked.is_streamed
+        sent = forwarded_body(body, asked, [each.ids for each in opened], asks_logprobs=asks_logprobs)
+        return _Prepared(
+            call if sent is body else call.with_json(sent),
+            Recording(self._tree, self._tally, asked, opened, tokenizer, request_id=call.request_id),
+            asks_logprobs and not asked.all_want_logprobs,
+        )
 
     def _vocabulary(self, tokenizer: Tokenizer | None) -> Vocabulary:
         size = self._vocabulary_size
@@ -229,11 +249,12 @@ class RadixTreeMiddleware:
             )
         return Opened(context, ids, len(prefix.tokens))
 
-    async def _finish(self, reply: Reply, recording: Recording, held: ExitStack, *, takes_out: bool) -> Reply:
+    async def _finish(self, reply: Reply, prepared: _Prepared, held: ExitStack) -> Reply:
         """Record the reply, and return it as the client asked for it.
 
         A stream takes over `held`, and lets go of it at its end.
         """
+        _, recording, takes_out = prepared
         if reply.status != 200:
             self._tally.add("replies_not_200_total")
             return reply

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-import msgspec
-
 from .prompts import Asked
 from .replies import (
+    UNREADABLE,
     Answer,
     Refused,
     Unrecordable,
@@ -104,7 +103,7 @@ class Recording:
             return content
         try:
             return without_logprobs(rest)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return content
 
     def record(self, index: int, answer: Answer) -> None:

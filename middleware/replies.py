@@ -35,6 +35,9 @@ TOP_LOGPROB_KEYS = ("input_top_logprobs", "output_top_logprobs")
 META_INFO = b'"meta_info":{'
 """Where SGLang begins to write it: behind the text and the token ids."""
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where a worker does not write the JSON that is expected."""
+
 _decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -97,7 +100,7 @@ def read_answer(content: bytes) -> Answer:
         return Answer(
             tokens=tokens, logprobs=logprobs, text=reply.text, meta=reply.meta_info, content=content
         )
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise Unrecordable(f"not one generation: {error}") from None
     except struct.error as error:
         raise Unrecordable(f"token ids or log-probabilities out of range: {error}") from None
@@ -145,7 +148,7 @@ def without_logprobs(content: bytes, meta_at: int | None = None) -> bytes:
 
     `meta_at` is where `META_INFO` stands in it, -1 for nowhere; it is looked for unless told.
 
-    Raises: msgspec.DecodeError where it is no JSON object with a `meta_info`.
+    Raises: one of UNREADABLE where it is no JSON object with a `meta_info`.
     """
     if meta_at is None:
         meta_at = content.find(META_INFO)
@@ -169,7 +172,7 @@ def has_meta_info(content: bytes) -> bool:
     """Say whether `content` is a JSON object with a `meta_info`, however it is written."""
     try:
         return "meta_info" in _decode_raw_object(content)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
 
 
@@ -177,7 +180,7 @@ def split_list(content: bytes) -> list[bytes] | None:
     """Return the entries of the list that answers a batch, each as it is, or None where it is no list."""
     try:
         return [bytes(each) for each in _decode_raw_list(content)]
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
 
 

@@ -24,7 +24,7 @@ import msgspec
 from ..calls import ByteStream
 from ..sglang import MetaInfo
 from .recording import Recording
-from .replies import META_INFO, Answer, Unrecordable, has_meta_info, read_answer, without_logprobs
+from .replies import META_INFO, UNREADABLE, Answer, Unrecordable, has_meta_info, read_answer, without_logprobs
 from .segments import Logprobs, Tokens
 
 SSE_TYPE = b"text/event-stream"
@@ -148,7 +148,7 @@ class StreamReader:
             return None
         try:
             return lines[start:begin] + without_logprobs(event, meta_at) + lines[end:stop]
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
 
     def _index_of(self, event: bytes) -> int:
@@ -158,7 +158,7 @@ class StreamReader:
         found = _INDEX_AT_END.search(event, max(0, len(event) - _INDEX_BYTES))
         try:
             index = int(found[1]) if found is not None else _decode_index(event).index
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise Unrecordable(f"an event without index: {error}") from None
         if not 0 <= index < self._asked.generations:
             raise Unrecordable(f"an event of generation {index} of {self._asked.generations}")

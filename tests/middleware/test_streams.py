@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from espalier.calls import Call, JsonObject, Reply
 from espalier.errors import UpstreamError
@@ -351,6 +353,30 @@ def test_generation_that_is_told_bit_by_bit_and_never_ends_is_not_kept_for_ever(
     assert stat(middleware, "trajectories") == 0
 
 
+SOME_LINES = [
+    *(event([7], "a"), event([7, 8], "ab"), event([8], "b", total=2), last([7, 8, 9], "abc"), DONE),
+    *(b"data: {\n", b'data: {"error":1}\n', b": ping\n\n", b"\n", b"data: \xff\r\n", b'{"meta_info":{}}\n'),
+    event([7], "a").replace(b":", b": "),
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(SOME_LINES)), st.lists(st.integers(1, 60)), st.booleans())
+def test_what_a_client_gets_does_not_depend_on_where_the_stream_is_cut(
+    lines: list[bytes], sizes: list[int], wants_logprobs: bool
+) -> None:
+    rest, chunks = b"".join(lines), []
+    for size in sizes:
+        chunks.append(rest[:size])
+        rest = rest[size:]
+    body = {"input_ids": [1], "return_logprob": wants_logprobs}
+    whole, cut = RadixTreeMiddleware(), RadixTreeMiddleware()
+    shown = b"".join(relayed(whole, body, [b"".join(lines)]))
+    assert b"".join(relayed(cut, body, [*chunks, rest])) == shown
+    assert whole.stats() == cut.stats()
+    assert shown == b"".join(lines) if wants_logprobs else b'"output_token_logprobs"' not in shown
+
+
 def of_two(index: object) -> bytes:
     return last([7], "a").replace(b"}}\n\n", b'},"index":%s}\n\n' % json.dumps(index).encode())
 
@@ -361,6 +387,8 @@ def of_two(index: object) -> bytes:
     [
         ({}, [b"data: 5\n\n", b"data:\n\n", b"what is this\n\n", b"\n", b"\x00\xff\n"]),
         ({}, [b"data: {\n\n", b'data: {"meta_info":{\n\n', b'data: {"meta_info":7}\n\n']),
+        ({}, [b'data: {"text":"\xff","meta_info":{}}\n\n', DONE]),
+        ({}, [b'data: {"meta_info":{"a":' + b"[" * 3000 + b"]" * 3000 + b"}}\n\n", DONE]),
         ({}, [b'data: {"later":{"output_ids":[1]}}\n\n', DONE]),
         ({}, [b'data: {"meta_info":{"id":5}}\n\n', DONE]),
         ({}, [event([8], "b", total=2).replace(b"logprobs", b"longprobs"), DONE]),
