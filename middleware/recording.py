@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from .prompts import Asked
 from .replies import (
+    META_INFO,
+    NOWHERE,
     UNREADABLE,
     Answer,
     Refused,
@@ -94,15 +96,15 @@ class Recording:
 
     def _take_one(self, index: int, content: bytes, *, takes_out: bool) -> bytes:
         """Record what tells all of generation `index`; return it as the client asked for it."""
-        rest = content
+        rest, meta_at = content, NOWHERE  # what cannot be read is not cut either, unless it is decoded
         with self.boundary():
             answer = read_answer(content)
-            rest = answer.content
+            rest, meta_at = answer.content, answer.content.find(META_INFO)
             self.record(index, answer)
         if not takes_out or self.asked.prompts[index // self.asked.samples].wants_logprobs:
             return content
         try:
-            return without_logprobs(rest)
+            return without_logprobs(rest, meta_at)
         except UNREADABLE:
             return content
 

@@ -35,6 +35,9 @@ TOP_LOGPROB_KEYS = ("input_top_logprobs", "output_top_logprobs")
 META_INFO = b'"meta_info":{'
 """Where SGLang begins to write it: behind the text and the token ids."""
 
+NOWHERE = -1
+"""The place of what was not found."""
+
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises where a worker does not write the JSON that is expected."""
 
@@ -143,15 +146,13 @@ def read_sampled(
     )
 
 
-def without_logprobs(content: bytes, meta_at: int | None = None) -> bytes:
+def without_logprobs(content: bytes, meta_at: int) -> bytes:
     """Return an answer as the worker would have given it without `return_logprob`; what stays, stays as is.
 
-    `meta_at` is where `META_INFO` stands in it, -1 for nowhere; it is looked for unless told.
+    `meta_at` is where `META_INFO` stands in it; with NOWHERE it is decoded, and so checked to be JSON.
 
     Raises: one of UNREADABLE where it is no JSON object with a `meta_info`.
     """
-    if meta_at is None:
-        meta_at = content.find(META_INFO)
     cut = cut_added(content, meta_at) if meta_at >= 0 else None
     if cut is not None:
         return cut

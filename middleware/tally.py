@@ -25,14 +25,14 @@ class Tally:
     def pass_through(self, reason: str, detail: object, request_id: str) -> None:
         """Count a call that goes its way unrecorded."""
         self.add(f"passed_through_{reason}_total")
-        self._say(f"not_recorded reason={reason}", detail, request_id)
+        self._say(f"event=not_recorded reason={reason}", detail, request_id)
 
     def fail(self, detail: object, request_id: str) -> None:
         """Count an answer of a recorded call that could not be recorded."""
         self.add("record_failures_total")
-        self._say("record_failed", detail, request_id)
+        self._say("event=record_failed", detail, request_id)
 
     def _say(self, event: str, detail: object, request_id: str) -> None:
         if event not in self._said:
             self._said.add(event)
-            log.warning("%s detail=%r request_id=%s (said once)", event, str(detail), request_id)
+            log.warning("%s detail=%r request_id=%s note=said_once", event, str(detail), request_id)
