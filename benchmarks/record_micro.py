@@ -1,6 +1,7 @@
 """What recording adds to a reply: CPU time of the radix-tree middleware per `/generate` call.
 
 usage: python benchmarks/record_micro.py [--tokens 1024] [--calls 2000] [--siblings 8] [--without-logprobs]
+                                          [--stream all|news]
 
 Calls the middleware in this process with a handler that returns a ready reply, so that nothing but the
 middleware (and the JSON of the call itself) is timed. The garbage collector is set as the server sets it.
@@ -14,6 +15,8 @@ import random
 import tempfile
 import time
 import tracemalloc
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -48,6 +51,43 @@ def make_reply(rng: random.Random, tokens: int) -> bytes:
     return msgspec.json.encode({"text": text, "output_ids": ids, "meta_info": meta})
 
 
+def make_stream(reply: bytes, *, tells_all: bool) -> list[bytes]:
+    """Return the events of a stream that ends in `reply`, one a token, as a worker writes them."""
+    whole = msgspec.json.decode(reply)
+    text, ids, meta = whole["text"], whole["output_ids"], whole["meta_info"]
+    triples = meta["output_token_logprobs"]
+    events = []
+    for at in range(1, len(ids) + 1):
+        start = 0 if tells_all else at - 1
+        told = {
+            **meta,
+            "output_token_logprobs": triples[start:at],
+            "output_token_logprobs_length": at,
+            "completion_tokens": at,
+        }
+        if at < len(ids):
+            told |= {"finish_reason": None}
+            del told["weight_versions"]
+        shown = text[start * CHARS_PER_TOKEN : at * CHARS_PER_TOKEN]
+        body = {"text": shown, "output_ids": ids[start:at], "meta_info": told}
+        events.append(b"data: %b\n\n" % msgspec.json.encode(body))
+    return [*events, b"data: [DONE]\n\n"]
+
+
+class Stream:
+    """Chunks that are all there already."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
 def make_tokenizer(folder: Path) -> str:
     """Write a tokenizer of one word an id, and return its path."""
     words = {f"w{at}": at for at in range(VOCABULARY_SIZE)}
@@ -58,24 +98,35 @@ def make_tokenizer(folder: Path) -> str:
     return str(path)
 
 
+async def consume(reply: Reply) -> None:
+    """Take all of a reply, as a server does that hands it on."""
+    if not isinstance(reply.body, bytes):
+        async for _ in reply.body:
+            pass
+        await reply.aclose()
+
+
 async def record(middleware: RadixTreeMiddleware, calls: list[Call], forward: Handler) -> float:
     """Send all calls; returns CPU seconds. Fails where one of them was not recorded."""
     start = time.process_time()
     for call in calls:
-        await middleware(call, forward)
+        await consume(await middleware(call, forward))
     seconds = time.process_time() - start
     assert middleware.stats()["radix_tree_calls_recorded_total"] == len(calls)
     return seconds
 
 
-def make_calls(count: int, siblings: int, *, wants_logprobs: bool, seed: int) -> list[Call]:
+def make_calls(
+    count: int, siblings: int, *, wants_logprobs: bool, seed: int, is_streamed: bool = False
+) -> list[Call]:
     """Return calls by token ids; every `siblings` of them share a prompt."""
     rng = random.Random(seed)
     calls = []
     for at in range(count):
         if at % siblings == 0:
             ids = [rng.randrange(VOCABULARY_SIZE) for _ in range(PROMPT_TOKENS)]
-        body = msgspec.json.encode({"input_ids": ids, "return_logprob": wants_logprobs})
+        asked = {"input_ids": ids, "return_logprob": wants_logprobs, "stream": is_streamed}
+        body = msgspec.json.encode(asked)
         calls.append(
             Call(
                 method="POST",
@@ -96,23 +147,29 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--siblings", type=int, default=8)
     parser.add_argument("--without-logprobs", action="store_true", help="the client did not ask for them")
+    parser.add_argument("--stream", choices=["all", "news"], help="events tell all again, or what is new")
     options = parser.parse_args()
 
     rng = random.Random(0)
     bodies = [make_reply(rng, options.tokens) for _ in range(64)]
+    streams = [make_stream(each, tells_all=options.stream == "all") for each in bodies[:2] if options.stream]
     turn = itertools.count()
 
     async def forward(call: Call) -> Reply:
         if call.path != "/generate":
             return Reply(status=404, headers=[], body=b"{}")
         at = next(turn)
+        if streams:
+            rid = b'"rid-%d"' % at
+            chunks = [chunk.replace(b'"RID"', rid, 1) for chunk in streams[at % 2]]
+            return Reply(status=200, headers=[(b"content-type", b"text/event-stream")], body=Stream(chunks))
         return Reply(status=200, headers=[], body=bodies[at % 64].replace(b'"RID"', b'"rid-%d"' % at, 1))
 
     async def forwarding_alone(calls: list[Call]) -> float:
         start = time.process_time()
         for call in calls:
             call.json()
-            await forward(call)
+            await consume(await forward(call))
         return time.process_time() - start
 
     with tempfile.TemporaryDirectory() as folder:
@@ -122,14 +179,21 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 50)
     best = float("inf")
     for run in range(RUNS):
-        arguments = (options.calls, options.siblings)
-        wants = not options.without_logprobs
-        alone = asyncio.run(forwarding_alone(make_calls(*arguments, wants_logprobs=wants, seed=run)))
-        calls = make_calls(*arguments, wants_logprobs=wants, seed=run)
+        make = partial(
+            make_calls,
+            options.calls,
+            options.siblings,
+            wants_logprobs=not options.without_logprobs,
+            is_streamed=bool(options.stream),
+        )
+        alone = asyncio.run(forwarding_alone(make(seed=run)))
+        calls = make(seed=run)
         recorded = asyncio.run(record(middlewares[run], calls, forward))
         best = min(best, (recorded - alone) / options.calls)
     print(f"recording: {best * 1e6:.0f} us a reply of {options.tokens} tokens")
 
+    if options.stream:
+        return
     distinct = 64
     calls = make_calls(distinct, options.siblings, wants_logprobs=True, seed=RUNS)
     bodies[:] = [make_reply(rng, options.tokens) for _ in range(distinct)]

@@ -1,4 +1,4 @@
-"""Reads the log-probabilities of a long reply in half the time that decoding them takes.
+"""Reads the log-probabilities of a long reply in half the time that decoding them takes, or cuts them out.
 
 `meta_info.output_token_logprobs` is nine tenths of a reply: `[[logprob, token_id, null], ...]`. Decoded as
 it stands it becomes a thousand tuples, which are taken apart at once. Here the section is cut out of the
@@ -9,6 +9,7 @@ and as a key, no string inside, three values an entry, ids that are integers. Ev
 is decoded in the ordinary way.
 """
 
+import re
 import struct
 from array import array
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from .segments import Logprobs, Tokens
 
 _NAME = b'"output_token_logprobs":'
 _START = _NAME + b"[["
+_ADDED_START = b',"input_token_logprobs":[],"output_token_logprobs":['
+_ADDED_END = re.compile(rb'"output_token_logprobs_length":[0-9]+(?=[,}])')
 
 _Number = TypeVar("_Number", int, float)
 
@@ -54,6 +57,23 @@ def cut_logprobs(content: bytes) -> CutReply | None:
     if len(flat) != 3 * len(tokens) or flat[2::3].count(None) != len(tokens):
         return None
     return CutReply(tokens, logprobs, b"%b[]%b" % (content[:start], content[end:]))
+
+
+def cut_added(content: bytes, start: int = 0) -> bytes | None:
+    """Return `content` without the three fields that `return_logprob` adds, all else as it is.
+
+    They are looked for from `start` on. None where they do not stand there in the order and the spelling in
+    which SGLang writes them, or where `meta_info` may hold more log-probabilities than these.
+    """
+    begin = content.find(_ADDED_START, start)
+    if begin < 0:
+        return None
+    inside = begin + len(_ADDED_START)
+    end = content.find(b'"', inside)  # there is no string inside, or this is none of these fields' names
+    added = _ADDED_END.match(content, end) if content[end - 2 : end] == b"]," else None
+    if added is None or content.find(b"_logprobs", added.end()) >= 0:
+        return None
+    return content[:begin] + content[added.end() :]
 
 
 def pack_logprobs(logprobs: Sequence[float | None]) -> Logprobs:

@@ -1,16 +1,19 @@
-"""A worker's reply to `/generate`: what was sampled, and the reply as the client asked for it."""
+"""A worker's answer to `/generate`: what was sampled, and the answer as the client asked for it.
+
+An answer tells of one generation: a reply is one, so is each entry of the list that answers a batch, and each
+event of a stream, which may tell a part only.
+"""
 
 import struct
 from array import array
 from collections.abc import AsyncIterator
-from typing import NamedTuple
 
 import msgspec
 
 from ..calls import ByteStream, Reply
 from ..errors import EspalierError
-from ..sglang import FinishReason, GenerateReply, MetaInfo, WeightSpan, decode_reply
-from .logprobs import cut_logprobs, pack, pack_logprobs
+from ..sglang import FinishType, GenerateReply, MetaInfo, WeightSpan, decode_reply
+from .logprobs import cut_added, cut_logprobs, pack, pack_logprobs
 from .prompts import Prompt
 from .segments import Logprobs, Tokens
 from .tokenizer import Tokenizer
@@ -21,20 +24,30 @@ LOGPROB_KEYS = frozenset(
         "input_token_logprobs",
         "output_token_logprobs",
         "output_token_logprobs_length",
-        "input_top_logprobs",
-        "output_top_logprobs",
         "input_token_ids_logprobs",
         "output_token_ids_logprobs",
     }
 )
-"""What `return_logprob` adds to `meta_info`."""
+"""What `return_logprob` adds to `meta_info`, but for what begins as follows."""
 
+TOP_LOGPROB_KEYS = ("input_top_logprobs", "output_top_logprobs")
+
+META_INFO = b'"meta_info":{'
+"""Where SGLang begins to write it: behind the text and the token ids."""
+
+NOWHERE = -1
+"""The place of what was not found."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where a worker does not write the JSON that is expected."""
+
+_decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
 class _Head(msgspec.Struct, kw_only=True):
-    """A reply whose tokens are known already."""
+    """An answer whose tokens are known already."""
 
     text: str | None = None
     meta_info: MetaInfo
@@ -44,74 +57,137 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class Unrecordable(EspalierError):
-    """A reply that contradicts itself or its prompt: it goes to the client, and not into the tree."""
+    """An answer that contradicts itself or its prompt: it goes to the client, and not into the tree."""
 
 
-class Answer(NamedTuple):
-    """What was sampled, and the reply's bytes, which may lack the log-probabilities' entries."""
+class Refused(Unrecordable):
+    """The worker's way of saying no where it must say 200: nothing was sampled."""
 
-    sampled: Sampled
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer tells of a generation.
+
+    `content` is the answer's bytes, without the log-probabilities' entries where those were cut out.
+    """
+
+    tokens: Tokens
+    logprobs: "Logprobs | None"
+    text: str | None
+    meta: MetaInfo
     content: bytes
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the worker has told how the generation ended."""
+        return self.meta.finish_reason is not None
 
-def read_answer(content: bytes, prompt: Prompt, tokenizer: Tokenizer | None, *, prompt_tokens: int) -> Answer:
-    """Return what the reply `content` to `prompt`, sent as `prompt_tokens` ids, says was sampled.
 
-    Raises: Unrecordable where it does not say so, says two things, or answers a prompt of another length: a
-    worker may cut off what is too long for it. One that read nothing names no length.
+def read_answer(content: bytes) -> Answer:
+    """Return what `content` tells.
+
+    Raises: Unrecordable where that is not one generation.
     """
-    cut = cut_logprobs(content)
-    head: _Head | GenerateReply
-    logprobs: Logprobs | None
     try:
+        cut = cut_logprobs(content)
         if cut is not None:
-            tokens, logprobs, content = cut
-            head = _decode_head(content)
-        else:
-            head = reply = decode_reply(content)
-            tokens, logprobs = _tokens_and_logprobs(reply)
-    except msgspec.DecodeError as error:
+            head = _decode_head(cut.rest)
+            return Answer(
+                tokens=cut.tokens,
+                logprobs=cut.logprobs,
+                text=head.text,
+                meta=head.meta_info,
+                content=cut.rest,
+            )
+        reply = decode_reply(content)
+        tokens, logprobs = _tokens_and_logprobs(reply)
+        return Answer(
+            tokens=tokens, logprobs=logprobs, text=reply.text, meta=reply.meta_info, content=content
+        )
+    except UNREADABLE as error:
         raise Unrecordable(f"not one generation: {error}") from None
     except struct.error as error:
         raise Unrecordable(f"token ids or log-probabilities out of range: {error}") from None
-    meta = head.meta_info
+
+
+def read_sampled(
+    answer: Answer, prompt: Prompt, tokenizer: Tokenizer | None, *, prompt_tokens: int, is_streamed: bool
+) -> Sampled:
+    """Return what `answer`, which tells all of a generation, says was sampled.
+
+    `prompt` was sent as `prompt_tokens` ids. An answer that is not finished is that of a stream which broke
+    off: its text may end before its tokens do, and its `finish_type` is None.
+
+    Raises: Unrecordable where it says two things, or answers a prompt of another length: a worker may cut off
+    what is too long for it. One that read nothing names no length. Refused where nothing was sampled.
+    """
+    meta, tokens = answer.meta, answer.tokens
+    finish = meta.finish_reason
+    if finish is not None and finish.type == FinishType.ABORT and finish.status_code is not None:
+        raise Refused(f"the worker refused it: {finish.status_code}")
     if not meta.id:
         raise Unrecordable("meta_info has no id")
     if meta.prompt_tokens not in (None, prompt_tokens):
         raise Unrecordable(f"the worker read {meta.prompt_tokens} of {prompt_tokens} prompt tokens")
-    if meta.completion_tokens is not None and meta.completion_tokens != len(tokens):
+    if finish is not None and meta.completion_tokens not in (None, len(tokens)):
         raise Unrecordable("completion_tokens does not count the sampled tokens")
-    stop, trimmed_tokens, cuts_token = _trimmed_stop(
-        meta.finish_reason, tokens, head.text or "", prompt, tokenizer
-    )
-    sampled = Sampled(
+    stop, trimmed_tokens, cuts_token = _trimmed_stop(answer, prompt, tokenizer, is_streamed=is_streamed)
+    return Sampled(
         rid=meta.id,
         session_id=prompt.session_id,
         tokens=tokens,
-        logprobs=logprobs,
+        logprobs=answer.logprobs,
         weight_versions=_weight_versions(meta, len(tokens)),
-        finish_type=meta.finish_reason.type if meta.finish_reason is not None else None,
-        text=head.text,
+        finish_type=finish.type if finish is not None else None,
+        text=answer.text,
         trimmed_stop=stop,
         trimmed_tokens=trimmed_tokens,
-        cuts_token=cuts_token,
+        cuts_token=cuts_token or finish is None,
         skips_special_tokens=prompt.skips_special_tokens,
     )
-    return Answer(sampled, content)
 
 
-def without_logprobs(content: bytes) -> bytes:
-    """Return the reply as the worker would have given it without `return_logprob`; what stays, stays as is.
+def without_logprobs(content: bytes, meta_at: int) -> bytes:
+    """Return an answer as the worker would have given it without `return_logprob`; what stays, stays as is.
 
-    Raises: msgspec.DecodeError where it is no JSON object with a `meta_info`.
+    `meta_at` is where `META_INFO` stands in it; with NOWHERE it is decoded, and so checked to be JSON.
+
+    Raises: one of UNREADABLE where it is no JSON object with a `meta_info`.
     """
+    cut = cut_added(content, meta_at) if meta_at >= 0 else None
+    if cut is not None:
+        return cut
     reply = _decode_raw_object(content)
     if "meta_info" not in reply:
         raise msgspec.ValidationError("the reply has no meta_info")
     meta = _decode_raw_object(reply["meta_info"])
-    kept = {key: value for key, value in meta.items() if key not in LOGPROB_KEYS}
+    kept = {
+        key: value
+        for key, value in meta.items()
+        if key not in LOGPROB_KEYS and not key.startswith(TOP_LOGPROB_KEYS)
+    }
     reply["meta_info"] = msgspec.Raw(_encode(kept))
     return _encode(reply)
+
+
+def has_meta_info(content: bytes) -> bool:
+    """Say whether `content` is a JSON object with a `meta_info`, however it is written."""
+    try:
+        return "meta_info" in _decode_raw_object(content)
+    except UNREADABLE:
+        return False
+
+
+def split_list(content: bytes) -> list[bytes] | None:
+    """Return the entries of the list that answers a batch, each as it is, or None where it is no list."""
+    try:
+        return [bytes(each) for each in _decode_raw_list(content)]
+    except UNREADABLE:
+        return None
+
+
+def join_list(entries: list[bytes]) -> bytes:
+    """Return the list of these entries, as a worker writes it."""
+    return b"[%b]" % b",".join(entries)
 
 
 async def read_whole(reply: Reply, max_bytes: int) -> bytes | None:
@@ -182,13 +258,20 @@ def _weight_versions(meta: MetaInfo, size: int) -> tuple[WeightSpan, ...]:
 
 
 def _trimmed_stop(
-    finish: FinishReason | None, tokens: Tokens, text: str, prompt: Prompt, tokenizer: Tokenizer | None
+    answer: Answer, prompt: Prompt, tokenizer: Tokenizer | None, *, is_streamed: bool
 ) -> tuple[str, int, bool]:
-    """Return the stop that is missing from the text, how many tokens it is, and whether it may cut one."""
+    """Return the stop that is missing from the text, how many tokens it is, and whether it may cut one.
+
+    The beginning of a stop string that spans tokens is told by a stream before it is known to be one.
+    """
+    finish, tokens, text = answer.meta.finish_reason, answer.tokens, answer.text or ""
     if finish is None or finish.type != "stop" or finish.matched is None:
         return "", 0, False
     if isinstance(finish.matched, str):
-        return (finish.matched, 0, True) if prompt.trims_stop else ("", 0, False)
+        # The text ends at or after a stop string, be it trimmed or not; the last token may go on behind it.
+        is_trimmed = prompt.trims_stop and finish.matched in prompt.stop_strings
+        told_chars = _overlap(text, finish.matched) if is_streamed else 0
+        return finish.matched[told_chars:] if is_trimmed else "", 0, True
     matched = (finish.matched,) if isinstance(finish.matched, int) else tuple(finish.matched)
     if not matched or tuple(tokens[-len(matched) :]) != matched:
         return "", 0, False
@@ -196,3 +279,8 @@ def _trimmed_stop(
     if not prompt.trims_stop and (not prompt.skips_special_tokens or (spelled and text.endswith(spelled))):
         return "", 0, False
     return spelled, len(matched), False
+
+
+def _overlap(text: str, word: str) -> int:
+    """Return the length of the longest end of `text` with which `word` begins, without being all of it."""
+    return next((length for length in range(len(word) - 1, 0, -1) if text.endswith(word[:length])), 0)

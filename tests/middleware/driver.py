@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import tokenizers
 
-from espalier.calls import Call, Handler, JsonObject, Reply
+from espalier.calls import ByteStream, Call, Handler, JsonObject, Reply
 from espalier.middleware import RadixTreeMiddleware
 from espalier.middleware.trajectories import RetrieveRequest, Trajectory
 
@@ -120,6 +120,27 @@ def captured_generations() -> dict[str, tuple[JsonObject, JsonObject]]:
         if "input_ids" in body and "meta_info" in reply:
             found[path.stem] = (body, reply)
     return found
+
+
+def captured_stream(name: str) -> tuple[JsonObject, list[bytes]]:
+    """Return the body of a streamed call to a real worker, and the events that it got, each as it came."""
+    document = msgspec.json.decode((CAPTURES / f"{name}.json").read_bytes())
+    lines = [line["line"].encode() for line in document["response"]["sse_lines"]]
+    if lines[0] == b"\n":  # the end of an event that was not kept
+        del lines[0]
+    return document["request"]["body"], [b"".join(lines[at : at + 2]) for at in range(0, len(lines), 2)]
+
+
+def streaming(chunks: Sequence[bytes | BaseException | type[BaseException]] | ByteStream) -> Handler:
+    """Return a handler that answers with an event stream, in these chunks."""
+
+    async def forward(call: Call) -> Reply:
+        if call.path != "/generate":
+            return Reply.of_json({"detail": "Not Found"}, 404)
+        body = Body(chunks) if isinstance(chunks, Sequence) else chunks
+        return Reply(status=200, headers=[(b"content-type", b"text/event-stream; charset=utf-8")], body=body)
+
+    return forward
 
 
 def answering(content: bytes) -> Handler:

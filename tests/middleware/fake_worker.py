@@ -17,6 +17,12 @@ def logprob(ids: Sequence[int], version: str) -> float:
     return -(hash((tuple(ids), version)) % 1_000_003) / 1_000_003
 
 
+def _samples(body: JsonObject) -> int:
+    params = body.get("sampling_params") or {}
+    samples: int = (params[0] if isinstance(params, list) else params).get("n") or 1
+    return samples
+
+
 class FakeWorker:
     """A handler. `sample` decides on the tokens; a last token in `stop_ids` ends it as a stop."""
 
@@ -55,9 +61,33 @@ class FakeWorker:
             return Reply.of_json({"detail": "Not Found"}, 404)
         body = call.json()
         self.sent.append(body)
-        reply = self.answer(body)
-        self.replies.append(reply)
-        return Reply.of_json(reply)
+        answers = self.answers(body)
+        return Reply.of_json(answers if self.is_many(body) else answers[0])
+
+    def is_many(self, body: JsonObject) -> bool:
+        """Say whether a body is answered with a list."""
+        prompts = body.get("input_ids") or [body["text"]]
+        return isinstance(prompts[0], list) or _samples(body) > 1
+
+    def answers(self, body: JsonObject) -> list[JsonObject]:
+        """Return what is answered to each prompt, `n` times, as SGLang would read a batch."""
+        if not self.is_many(body):
+            self.replies.append(self.answer(body))
+            return self.replies[-1:]
+        prompts = body["input_ids"] if isinstance(body["input_ids"][0], list) else [body["input_ids"]]
+        for at, ids in enumerate(prompts):
+            rid = body.get("rid")
+            one = {**body, "input_ids": ids, "rid": f"{rid}_{at}" if isinstance(rid, str) else None}
+            for field in ("rid", "sampling_params", "return_logprob", "logprob_start_len"):
+                if isinstance(body.get(field), list):
+                    one[field] = body[field][at]
+            if _samples(body) > 1:
+                one["rid"] = None
+            self.replies += [
+                self.answer({**one, "rid": one["rid"] or f"made-{at}-{again}"})
+                for again in range(_samples(body))
+            ]
+        return self.replies[-len(prompts) * _samples(body) :]
 
     def _tokenize(self, body: JsonObject) -> JsonObject:
         prompt, adds = body["prompt"], body["add_special_tokens"]

@@ -119,16 +119,12 @@ def test_abort_or_error_is_answered_at_once_and_asked_once(tmp_path: Path) -> No
     assert len(seen) == 1
 
 
-def test_batch_of_texts_is_answered(tmp_path: Path) -> None:
-    middleware = RadixTreeMiddleware(tokenizer_path=saved(byte_level(), tmp_path))
-    body = {"text": ["a", "b"]}
-
-    async def forward(call: Call) -> Reply:
-        assert call.json() == body
-        return Reply.of_json([{"text": "x"}, {"text": "y"}])
-
-    reply = asyncio.run(middleware(call_of(body), forward))
-    assert reply.body == b'[{"text":"x"},{"text":"y"}]'
+def test_batch_of_texts_is_answered_and_recorded(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("x", "y"))
+    content = asyncio.run(setup.read({"text": ["hello", "there"], "rid": "r"}))
+    assert [each["text"] for each in msgspec.json.decode(content)] == ["x", "y"]
+    for at, text in enumerate(["hello", "there"]):
+        assert setup.retrieve(rid=f"r_{at}").tokens == ids_of(text) + ids_of("xy"[at])
 
 
 def test_ids_callers_are_matched_by_ids_and_not_by_what_they_decode_to(tmp_path: Path) -> None:

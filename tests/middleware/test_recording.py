@@ -165,6 +165,14 @@ def test_reply_that_contradicts_itself_reaches_the_client_and_not_the_tree(
     assert setup.stat("record_failures_total") == 1
 
 
+def test_reply_that_was_cut_short_reaches_the_client_as_it_is(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    content = msgspec.json.encode(setup.worker.answer({"input_ids": [7], "return_logprob": True, "rid": "r"}))
+    for end in range(len(content)):
+        reply = asyncio.run(setup.middleware(call_of({"input_ids": [7]}), answering(content[:end])))
+        assert reply.body == content[:end]
+
+
 def test_reply_to_a_prompt_that_was_cut_off_reaches_the_client_and_not_the_tree(tmp_path: Path) -> None:
     setup = Setup(tmp_path, says("hello"))
     answer = setup.worker.answer

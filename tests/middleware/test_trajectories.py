@@ -119,7 +119,7 @@ def test_unrecorded_text_without_tokenizer_is_refused() -> None:
 def test_stats_count_tokens_and_what_passed_through(tmp_path: Path) -> None:
     setup = recorded(tmp_path, max_cached_tokens=1000)
     setup.send(text="the quickit is 42<|im_end|>", rid="r2")
-    setup.send(text="hello", stream=True)
+    setup.send(text="hello", image_data="data:")
     with served(setup.middleware) as client:
         stats = client.get("/radix_tree/stats").json()
     prompt, reply = len(ids_of("the quick")), len("it is 42") + 1
@@ -129,6 +129,6 @@ def test_stats_count_tokens_and_what_passed_through(tmp_path: Path) -> None:
     assert stats["generated_tokens_total"] == 2 * reply
     assert stats["cached_tokens"] == prompt + 2 * reply
     assert stats["max_cached_tokens"] == 1000
-    assert stats["passed_through_streamed_total"] == 1
+    assert stats["passed_through_multimodal_total"] == 1
     assert stats["evicted_tokens_total"] == 0
     assert {f"radix_tree_{name}" for name in stats} == set(setup.middleware.stats())
