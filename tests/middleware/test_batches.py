@@ -207,7 +207,7 @@ def test_prompts_of_a_batch_are_let_go_of_where_one_cannot_be_tokenised(tmp_path
         if forwarded is call:
             held.append(middleware.stats()["radix_tree_cached_tokens"])
             return Reply.of_json([])
-        if forwarded.path == "/tokenize" and forwarded.json().get("prompt") == "there":
+        if forwarded.path == "/tokenize" and "there" in str(forwarded.json().get("prompt")):
             return Reply.of_json({}, 500)
         return await worker(forwarded)
 
