@@ -193,3 +193,12 @@ def test_reply_without_its_stop_is_finished_too(tmp_path: Path) -> None:
     setup.send(text="the quick")
     setup.send(text="the quickit is 42\nthanks")
     assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + finished[:-1] + ids_of("\nthanks")
+
+
+def test_reply_is_whole_where_the_prompt_goes_on_with_a_part_of_its_stop(tmp_path: Path) -> None:
+    sampled = [each for char in "hello" for each in ids_of(char)]
+    replies = iter([[*sampled, IM_END], ids_of("x"), ids_of("y")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    for text in ("the quick", "the quickhhello", "the quickhello<think>"):
+        setup.send(text=text, session_id="s")
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of("<think>")
