@@ -147,11 +147,16 @@ def _candidates(
         recent = list(islice(reversed(node.values), MAX_SAME_KEY))
         if node.end == size_bytes:
             yield from (value for value in recent if isinstance(value, Context))
-        generation = next((value for value in recent if isinstance(value, Generation)), None)
+        generation = next((value for value in recent if _reaches(value, node, axis)), None)
         if generation is not None:
             yield generation
             break
     yield from (generation for generation in session if axis.node(generation) is not None)
+
+
+def _reaches(value: Segment, node: Node[Segment], axis: Axis) -> bool:
+    """Say whether `value` is a generation with anything to reuse: an empty one would hide those above it."""
+    return isinstance(value, Generation) and axis.start(value) < node.end // axis.unit_bytes
 
 
 def _agreement(candidate: Segment, agreed: dict[Node[Segment], int], axis: Axis) -> int:

@@ -202,3 +202,12 @@ def test_reply_is_whole_where_the_prompt_goes_on_with_a_part_of_its_stop(tmp_pat
     for text in ("the quick", "the quickhhello", "the quickhello<think>"):
         setup.send(text=text, session_id="s")
     assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of("<think>")
+
+
+def test_reply_without_a_token_does_not_hide_the_one_that_a_prompt_goes_on_from(tmp_path: Path) -> None:
+    sampled = [each for char in "hello" for each in ids_of(char)]
+    replies = iter([[], sampled, ids_of("x")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    for text in ("the quickhello and", "the quick", "the quickhello and on"):
+        setup.send(text=text)
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of(" and on")
