@@ -1,12 +1,14 @@
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from .driver import ASSISTANT, END, IM_END, USER, Setup, ids_of, masks, says
 from .fake_worker import FakeWorker, logprob
-from .tokenizers_made import byte_fallback, byte_level
+from .tokenizers_made import byte_fallback, byte_level, unigram
 
 
 @pytest.mark.parametrize("spells_stop", [True, False])
@@ -211,3 +213,21 @@ def test_reply_without_a_token_does_not_hide_the_one_that_a_prompt_goes_on_from(
     for text in ("the quickhello and", "the quick", "the quickhello and on"):
         setup.send(text=text)
     assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of(" and on")
+
+
+@pytest.mark.parametrize("make", [byte_fallback, unigram])
+def test_edited_reply_that_begins_with_a_space_keeps_its_tokens_before_the_edit(
+    tmp_path: Path, make: Callable[[], tokenizers.Tokenizer]
+) -> None:
+    tokenizer = make()
+    sampled = tokenizer.encode("\n world the quick", add_special_tokens=False).ids[2:]
+    setup = Setup(tmp_path, lambda _: sampled, tokenizer)
+    reply = setup.send(text="hello")
+    assert reply["text"] == " world the quick"
+    setup.send(text="hello world the 🙂")
+    kept = tokenizer.encode("\n world the", add_special_tokens=False).ids[2:]
+    read = setup.worker.sent[1]["input_ids"]
+    prompt = tokenizer.encode("hello").ids
+    assert read[: len(prompt + kept)] == prompt + kept
+    assert tokenizer.decode(read) == "hello world the 🙂"
+    assert setup.stat("reused_tokens_total") >= len(prompt + kept)
