@@ -58,11 +58,38 @@ def fleet(**tree: int) -> Iterator[tuple[str, Witness]]:
         yield url, witness.latest[-1]
 
 
+class Weights:
+    """Gives the fleet new weights again and again while the agents talk, the running calls going on."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._due = [AGENTS * TURNS * number // (UPDATES + 1) for number in range(1, UPDATES + 1)]
+
+    async def after(self, calls: int) -> None:
+        """Change them if `calls` calls are the number after which that is due."""
+        if calls not in self._due:
+            return
+        version = f"v{self._due.index(calls) + 1}"
+        for path, body in (
+            ("/pause_generation", {"mode": "in_place"}),
+            (
+                "/update_weights_from_disk",
+                {"model_path": "m", "weight_version": version, "flush_cache": False},
+            ),
+            ("/continue_generation", {}),
+        ):
+            reply = await self._client.post(path, json=body)
+            assert reply.status_code == 200, reply.text
+
+
 class Agent:
     """One that talks, goes back, retries, edits, and sometimes loses its patience."""
 
-    def __init__(self, number: int, seed: int, client: httpx.AsyncClient, told: list[Told]) -> None:
-        self._chance = random.Random(f"{seed}.{number}")
+    def __init__(
+        self, number: int, seed: str, client: httpx.AsyncClient, told: list[Told], weights: Weights
+    ) -> None:
+        self._chance = random.Random(seed)
+        self._weights = weights
         self._client = client
         self._told = told
         self._session_id = f"session-{number}"
@@ -133,22 +160,8 @@ class Agent:
         assert ("output_token_logprobs" in said["meta_info"]) == wants_logprobs
         told = Told(rid=rid, session_id=self._session_id, text=text, reply=said)
         self._told.append(told)
+        await self._weights.after(len(self._told))
         return told
-
-
-async def change_weights(client: httpx.AsyncClient, told: list[Told], calls: int) -> None:
-    """Give the fleet new weights again and again while the agents talk, the running calls going on."""
-    for number in range(1, UPDATES + 1):
-        while len(told) < number * calls // (UPDATES + 1):
-            await asyncio.sleep(0.005)
-        body = {"model_path": "m", "weight_version": f"v{number}", "flush_cache": False}
-        for path, its in (
-            ("/pause_generation", {"mode": "in_place"}),
-            ("/update_weights_from_disk", body),
-            ("/continue_generation", {}),
-        ):
-            reply = await client.post(path, json=its)
-            assert reply.status_code == 200, reply.text
 
 
 def check_exact(found: Json, seen: Witness, rid: str) -> None:
@@ -186,8 +199,9 @@ async def play(url: str, seen: Witness, seed: int) -> tuple[list[Told], int]:
     """Let the agents talk, then compare all that is still recorded; return the calls and how many were."""
     told: list[Told] = []
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
-        agents = asyncio.gather(*(Agent(number, seed, client, told).run() for number in range(AGENTS)))
-        await asyncio.gather(agents, change_weights(client, told, AGENTS * TURNS))
+        weights = Weights(client)
+        agents = [Agent(number, f"{seed}.{number}", client, told, weights) for number in range(AGENTS)]
+        await asyncio.gather(*(agent.run() for agent in agents))
         kept = 0
         for call in told:
             assert call.reply["output_ids"] == seen.said[call.rid]["output_ids"]

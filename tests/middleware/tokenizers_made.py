@@ -1,4 +1,4 @@
-"""Small tokenizers, made on the spot: byte-level BPE with chat specials; BPE and Unigram with byte fallback."""
+"""Small tokenizers, made on the spot: byte-level BPE with chat specials, and two with byte fallback."""
 
 import json
 from functools import cache
