@@ -30,7 +30,7 @@ from .naive_tree import (
 )
 
 BUDGET_TOKENS = 150
-WORDS = ["hello", " world", " the", "é", "🙂", "你好", "\x00", STOP, "\n", "a", "aa", "b", "x" * 20]
+WORDS = ["hello", "<|", " world", " the", "é", "🙂", "你好", "\x00", STOP, "\n", "a", "aa", "b", "x" * 20]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map("".join)
 sessions = st.sampled_from([None, "s", "t"])
 picks = st.integers(0, 1000)
@@ -430,4 +430,4 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTokenTree = TreeMachine.TestCase
-TestTokenTree.settings = cases(60, steps=30)
+TestTokenTree.settings = cases(150, steps=40)
