@@ -3,6 +3,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 
@@ -231,3 +232,26 @@ def test_edited_reply_that_begins_with_a_space_keeps_its_tokens_before_the_edit(
     assert read[: len(prompt + kept)] == prompt + kept
     assert tokenizer.decode(read) == "hello world the 🙂"
     assert setup.stat("reused_tokens_total") >= len(prompt + kept)
+
+
+def test_branch_inside_a_reply_has_the_logprobs_and_versions_up_to_there(
+    tmp_path: Path,
+) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    sampled = setup.send(text="the quick", return_logprob=True)
+    entries = sampled["meta_info"]["output_token_logprobs"]
+    found = setup.retrieve(text="the quickhel!", return_logp=True)
+    start = len(ids_of("the quick"))
+    assert found.tokens == ids_of("the quick") + sampled["output_ids"][:3] + ids_of("!")
+    assert found.loss_mask == [0] * start + [1] * 3 + [0]
+    assert found.rollout_logp == [0.0] * start + [each[0] for each in entries[:3]] + [0.0]
+    assert [(span.start, span.end) for span in found.weight_versions] == [(start, start + 3)]
+
+
+def test_sampled_token_without_a_logprob_has_none_and_no_zero(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    answer = setup.worker.answer
+    setup.worker.answer = lambda body: answer(body | {"return_logprob": False})  # type: ignore[method-assign]
+    setup.send(text="the quick", rid="r")
+    found = msgspec.json.decode(msgspec.json.encode(setup.retrieve(rid="r", return_logp=True)))
+    assert found["rollout_logp"] == [0.0] * len(ids_of("the quick")) + [None] * 5
