@@ -255,3 +255,13 @@ def test_sampled_token_without_a_logprob_has_none_and_no_zero(tmp_path: Path) ->
     setup.send(text="the quick", rid="r")
     found = msgspec.json.decode(msgspec.json.encode(setup.retrieve(rid="r", return_logp=True)))
     assert found["rollout_logp"] == [0.0] * len(ids_of("the quick")) + [None] * 5
+
+
+def test_ids_that_end_inside_a_character_are_not_found_by_a_replacement_character(tmp_path: Path) -> None:
+    face, prompt = ids_of("🙂"), ids_of("the quick")
+    replies = iter([ids_of("🙂🙂"), ids_of(", "), ids_of("x")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    setup.send(input_ids=prompt)
+    setup.send(input_ids=[*prompt, *face[:1]])
+    setup.send(text="the quick\ufffd, and")
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick\ufffd, and")
