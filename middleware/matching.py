@@ -62,7 +62,8 @@ class Reach(NamedTuple):
     """A generation on a candidate's path, and how far the prompt agrees with it (positions on the axis).
 
     `child` is the segment with which the path goes on, if it does. `is_whole` where the prompt contains all
-    of the generation that lies on the path, but for a trimmed stop.
+    of the generation that lies on the path, but for a trimmed stop, which it may contain in part: a part of
+    a stop is not matched.
     """
 
     generation: Generation
@@ -97,7 +98,9 @@ def furthest_reach(
         limit = axis.end(each) if child is None else axis.start(child)
         if isinstance(each, Generation) and axis.start(each) < min(limit, matched):
             at = min(limit, matched)
-            return Reach(each, at, child, at == limit or (child is None and at == axis.visible_end(each)))
+            if child is None and axis.visible_end(each) <= at < limit:
+                return Reach(each, axis.visible_end(each), child, is_whole=True)
+            return Reach(each, at, child, is_whole=at == limit)
         child = each
     return None
 
@@ -144,11 +147,16 @@ def _candidates(
         recent = list(islice(reversed(node.values), MAX_SAME_KEY))
         if node.end == size_bytes:
             yield from (value for value in recent if isinstance(value, Context))
-        generation = next((value for value in recent if isinstance(value, Generation)), None)
+        generation = next((value for value in recent if _reaches(value, node, axis)), None)
         if generation is not None:
             yield generation
             break
     yield from (generation for generation in session if axis.node(generation) is not None)
+
+
+def _reaches(value: Segment, node: Node[Segment], axis: Axis) -> bool:
+    """Say whether `value` is a generation with anything to reuse: an empty one would hide those above it."""
+    return isinstance(value, Generation) and axis.start(value) < node.end // axis.unit_bytes
 
 
 def _agreement(candidate: Segment, agreed: dict[Node[Segment], int], axis: Axis) -> int:

@@ -28,7 +28,8 @@ _SPELLINGS = 4096
 """How many spelled-out stops are remembered: more than a model has."""
 
 ANCHOR = "\n"
-"""What a continuation is tokenised behind, for tokenizers that put a space before the first word."""
+"""What a continuation is tokenised and decoded behind, for tokenizers that put a space before the first word
+and strip it again."""
 
 
 class Tokenizer(Protocol):
@@ -79,7 +80,7 @@ class LocalTokenizer:
         self._tokenizer = tokenizer
         named = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.vocabulary_size: int | None = max(named, model_vocabulary_size)
-        self.decode: Decode | None = self._decode
+        self.decode: Decode | None = self._decode_inside
         self._spell = lru_cache(maxsize=_SPELLINGS)(self._decode)
         self._anchor_ids = self._find_anchor()
         self._prefix_ids = self._find_prefix_ids()
@@ -139,6 +140,15 @@ class LocalTokenizer:
         if len(listed) > _LOCKED_TOKENS:
             return self._tokenizer.decode_batch([listed], skip_special_tokens=skips_special_tokens)[0]
         return self._tokenizer.decode(listed, skip_special_tokens=skips_special_tokens)
+
+    def _decode_inside(self, ids: Sequence[int], *, skips_special_tokens: bool) -> str:
+        """Return the text of `ids` as it stands behind others: some decoders strip a space from the first."""
+        anchor = self._anchor_ids
+        if anchor is not None:
+            text = self._decode([*anchor, *ids], skips_special_tokens=skips_special_tokens)
+            if text.startswith(ANCHOR):
+                return text.removeprefix(ANCHOR)
+        return self._decode(ids, skips_special_tokens=skips_special_tokens)
 
     def _encode(self, text: str, *, adds: bool) -> list[int]:
         if len(text) > INLINE_TEXT_CHARS:

@@ -137,6 +137,19 @@ class WorkerTokenizer:
         (text,) = await self._decode_all([ids], skips_special_tokens=skips_special_tokens)
         return text
 
+    async def detokenize_inside(self, ids: Sequence[int], *, skips_special_tokens: bool) -> str:
+        """Return the text of `ids` as it stands behind others: some decoders strip a space from the first.
+
+        Raises: TokenizerFailed where the worker gives none.
+        """
+        anchor = self._anchor_ids
+        if anchor is None:
+            return await self.detokenize(ids, skips_special_tokens=skips_special_tokens)
+        behind, alone = await self._decode_all(
+            [[*anchor, *ids], ids], skips_special_tokens=skips_special_tokens
+        )
+        return behind.removeprefix(ANCHOR) if behind.startswith(ANCHOR) else alone
+
     async def _learn_chat_tokens(self) -> None:
         """Learn how the chat template's tokens are spelled: the first reply's stop is one of them."""
         try:
@@ -205,11 +218,11 @@ class WorkerDecode:
         self._loop = loop
 
     def __call__(self, ids: Sequence[int], *, skips_special_tokens: bool) -> str:
-        """Return the text of `ids`.
+        """Return the text of `ids` as it stands behind others.
 
         Raises: TokenizerFailed where the worker gives none.
         """
-        asked = self._tokenizer.detokenize(ids, skips_special_tokens=skips_special_tokens)
+        asked = self._tokenizer.detokenize_inside(ids, skips_special_tokens=skips_special_tokens)
         return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
 

@@ -125,5 +125,13 @@ class FakeWorker:
             meta["output_token_logprobs_length"] = len(ids)
         meta["completion_tokens"] = len(ids)
         meta["weight_versions"] = [{"version": self.weight_version, "start": 0, "end": len(ids)}]
-        text = self.tokenizer.decode(shown, skip_special_tokens=skips)
+        text = self._detokenise(list(prompt), shown, skips=skips)
         return {"text": text, "output_ids": ids, "meta_info": meta}
+
+    def _detokenise(self, prompt: list[int], shown: list[int], *, skips: bool) -> str:
+        """Return the text that `shown` add to the prompt's end: a first word keeps the space before it."""
+        before = [each for each in prompt if isinstance(each, int)]  # a batch's prompts are none
+        seen = self.tokenizer.decode(before, skip_special_tokens=skips)
+        whole = self.tokenizer.decode([*before, *shown], skip_special_tokens=skips)
+        alone = self.tokenizer.decode(shown, skip_special_tokens=skips)
+        return whole[len(seen) :] if whole.startswith(seen) else alone

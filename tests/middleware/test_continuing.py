@@ -1,12 +1,15 @@
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import tokenizers
 
 from .driver import ASSISTANT, END, IM_END, USER, Setup, ids_of, masks, says
 from .fake_worker import FakeWorker, logprob
-from .tokenizers_made import byte_fallback, byte_level
+from .tokenizers_made import byte_fallback, byte_level, unigram
 
 
 @pytest.mark.parametrize("spells_stop", [True, False])
@@ -193,3 +196,72 @@ def test_reply_without_its_stop_is_finished_too(tmp_path: Path) -> None:
     setup.send(text="the quick")
     setup.send(text="the quickit is 42\nthanks")
     assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + finished[:-1] + ids_of("\nthanks")
+
+
+def test_reply_is_whole_where_the_prompt_goes_on_with_a_part_of_its_stop(tmp_path: Path) -> None:
+    sampled = [each for char in "hello" for each in ids_of(char)]
+    replies = iter([[*sampled, IM_END], ids_of("x"), ids_of("y")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    for text in ("the quick", "the quickhhello", "the quickhello<think>"):
+        setup.send(text=text, session_id="s")
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of("<think>")
+
+
+def test_reply_without_a_token_does_not_hide_the_one_that_a_prompt_goes_on_from(tmp_path: Path) -> None:
+    sampled = [each for char in "hello" for each in ids_of(char)]
+    replies = iter([[], sampled, ids_of("x")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    for text in ("the quickhello and", "the quick", "the quickhello and on"):
+        setup.send(text=text)
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick") + sampled + ids_of(" and on")
+
+
+@pytest.mark.parametrize("make", [byte_fallback, unigram])
+def test_edited_reply_that_begins_with_a_space_keeps_its_tokens_before_the_edit(
+    tmp_path: Path, make: Callable[[], tokenizers.Tokenizer]
+) -> None:
+    tokenizer = make()
+    sampled = tokenizer.encode("\n world the quick", add_special_tokens=False).ids[2:]
+    setup = Setup(tmp_path, lambda _: sampled, tokenizer)
+    reply = setup.send(text="hello")
+    assert reply["text"] == " world the quick"
+    setup.send(text="hello world the 🙂")
+    kept = tokenizer.encode("\n world the", add_special_tokens=False).ids[2:]
+    read = setup.worker.sent[1]["input_ids"]
+    prompt = tokenizer.encode("hello").ids
+    assert read[: len(prompt + kept)] == prompt + kept
+    assert tokenizer.decode(read) == "hello world the 🙂"
+    assert setup.stat("reused_tokens_total") >= len(prompt + kept)
+
+
+def test_branch_inside_a_reply_has_the_logprobs_and_versions_up_to_there(
+    tmp_path: Path,
+) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    sampled = setup.send(text="the quick", return_logprob=True)
+    entries = sampled["meta_info"]["output_token_logprobs"]
+    found = setup.retrieve(text="the quickhel!", return_logp=True)
+    start = len(ids_of("the quick"))
+    assert found.tokens == ids_of("the quick") + sampled["output_ids"][:3] + ids_of("!")
+    assert found.loss_mask == [0] * start + [1] * 3 + [0]
+    assert found.rollout_logp == [0.0] * start + [each[0] for each in entries[:3]] + [0.0]
+    assert [(span.start, span.end) for span in found.weight_versions] == [(start, start + 3)]
+
+
+def test_sampled_token_without_a_logprob_has_none_and_no_zero(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, says("hello"))
+    answer = setup.worker.answer
+    setup.worker.answer = lambda body: answer(body | {"return_logprob": False})  # type: ignore[method-assign]
+    setup.send(text="the quick", rid="r")
+    found = msgspec.json.decode(msgspec.json.encode(setup.retrieve(rid="r", return_logp=True)))
+    assert found["rollout_logp"] == [0.0] * len(ids_of("the quick")) + [None] * 5
+
+
+def test_ids_that_end_inside_a_character_are_not_found_by_a_replacement_character(tmp_path: Path) -> None:
+    face, prompt = ids_of("🙂"), ids_of("the quick")
+    replies = iter([ids_of("🙂🙂"), ids_of(", "), ids_of("x")])
+    setup = Setup(tmp_path, lambda _: next(replies))
+    setup.send(input_ids=prompt)
+    setup.send(input_ids=[*prompt, *face[:1]])
+    setup.send(text="the quick\ufffd, and")
+    assert setup.worker.sent[2]["input_ids"] == ids_of("the quick\ufffd, and")

@@ -1,4 +1,4 @@
-"""Small tokenizers, trained on the spot: byte-level BPE with chat specials, and BPE with byte fallback."""
+"""Small tokenizers, made on the spot: byte-level BPE with chat specials, and two with byte fallback."""
 
 import json
 from functools import cache
@@ -67,6 +67,29 @@ def with_beginning() -> tokenizers.Tokenizer:
     made.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
+    return made
+
+
+@cache
+def unigram() -> tokenizers.Tokenizer:
+    """As SentencePiece's Unigram: likely pieces, bytes for unknown characters, `<s>` before a prompt."""
+    words = ["▁hello", "▁world", "▁the", "▁quick", "hel", "lo", "or", "ing", "你好", "é", "\n"]
+    pieces = ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789", *words]
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    vocabulary += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    vocabulary += [(piece, -3.0 - at / len(pieces)) for at, piece in enumerate(pieces)]
+    made = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return made
 
 

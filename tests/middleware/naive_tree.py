@@ -1,0 +1,134 @@
+"""What the token tree must give back, by looking at every trajectory in a plain list."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+import pygtrie
+
+from espalier.sglang import WeightSpan
+
+from .driver import IM_END
+from .tokenizers_made import byte_level
+
+STOP = "<|im_end|>"
+
+
+def encode(text: str) -> list[int]:
+    return byte_level().encode(text, add_special_tokens=False).ids
+
+
+def decode(ids: Sequence[int], *, skips_special_tokens: bool = False) -> str:
+    return byte_level().decode(list(ids), skip_special_tokens=skips_special_tokens)
+
+
+class Token(NamedTuple):
+    """One token of a path; `source` is the number of the recording that sampled it, None for context."""
+
+    id: int
+    source: int | None = None
+    logprob: float | None = None
+
+
+Path = tuple[Token, ...]
+
+
+def context(ids: Iterable[int]) -> Path:
+    return tuple(Token(each) for each in ids)
+
+
+def ids_of_path(path: Path) -> list[int]:
+    return [token.id for token in path]
+
+
+@dataclass(kw_only=True, eq=False)
+class Recording:
+    """One trajectory as its caller knows it: all that the worker read, then what it sampled."""
+
+    number: int
+    rid: str
+    session_id: str | None
+    prompt: Path
+    prompt_text: str | None
+    sampled: Path
+    stops: bool
+    skips: bool
+    weight_versions: tuple[WeightSpan, ...]
+    used_at: int
+    """The step at which it was last used, for certain."""
+    may_be_used_at: int
+    """The latest step at which it may have been used."""
+
+    @property
+    def path(self) -> Path:
+        return self.prompt + self.sampled
+
+    @property
+    def reply(self) -> str:
+        shown = ids_of_path(self.sampled)
+        return decode(shown[: len(shown) - self.stops], skips_special_tokens=self.skips)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its text as the client saw it, and with the trimmed stop spelled out; none where not known."""
+        if self.prompt_text is None:
+            return ()
+        seen = self.prompt_text + self.reply
+        return (seen, seen + STOP) if self.stops else (seen,)
+
+
+@dataclass
+class NaiveTree:
+    """Trajectories in the order in which they were recorded."""
+
+    recordings: list[Recording] = field(default_factory=list)
+
+    def ending_at(self, text: str) -> list[Recording]:
+        return [each for each in self.recordings if text in each.texts]
+
+    def goes_on_from(self, source: int) -> bool:
+        """Say whether a trajectory has sampled tokens of another one in its prompt."""
+        return any(source in sources(each.prompt) for each in self.recordings)
+
+    def has_path(self, path: Path, others: Iterable[Path]) -> bool:
+        """Say whether a trajectory, or one of the `others`, begins with `path`."""
+        known = [*(each.path for each in self.recordings), *others]
+        return not path or any(each[: len(path)] == path for each in known)
+
+    def longest_beginning(self, text: str) -> str:
+        """Return the longest text of a whole trajectory, ended by its reply, with which `text` begins."""
+        known = [
+            each for recording in self.recordings for each in recording.texts if each != recording.prompt_text
+        ]
+        longest = max((each for each in known if text.startswith(each)), key=len, default="")
+        step = pygtrie.CharTrie(dict.fromkeys(known, True)).longest_prefix(text)
+        assert (step.key if step else "") == longest
+        return longest
+
+    def longest_beginning_of_ids(self, ids: list[int]) -> int:
+        """Return the length of the longest whole trajectory, ended by its reply, with which `ids` begin."""
+        known = (ids_of_path(each.path) for each in self.recordings if each.sampled)
+        return max((len(each) for each in known if ids[: len(each)] == each), default=0)
+
+    def text_of(self, path: Path, recordings: dict[int, Recording]) -> str:
+        """Return the text of a path: each generation's as its client saw it, a whole one's stop included."""
+        parts = []
+        for source, tokens in groupby(path, key=lambda token: token.source):
+            ids = [token.id for token in tokens]
+            said = recordings[source] if source is not None else None
+            if said is None:
+                parts.append(decode(ids))
+            elif said.stops and len(ids) == len(said.sampled):
+                parts.append(decode(ids[:-1], skips_special_tokens=said.skips) + STOP)
+            else:
+                parts.append(decode(ids, skips_special_tokens=said.skips))
+        return "".join(parts)
+
+
+def sources(path: Path) -> set[int]:
+    return {token.source for token in path if token.source is not None}
+
+
+def stop_of(*, stops: bool) -> list[int]:
+    return [IM_END] if stops else []
