@@ -1,6 +1,7 @@
 """Fixtures for every test: two real SGLang workers, made and started once where a test asks for them."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,14 @@ from tests.engine.environment import EngineEnvironment, EnvironmentFailed, prepa
 from tests.engine.workers import EngineWorker, running_workers
 
 ENVIRONMENT = pytest.StashKey[EngineEnvironment | EnvironmentFailed]()
+
+
+def pytest_configure() -> None:
+    """Take signals as on a terminal: a child of `nohup` or of a background job would ignore some."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.engine
 CALLS = 36
 TOKENS = 96
 
+HELD = 4
+"""Calls that a worker must hold before something happens to it: few, for slow machines."""
+
 
 def bodies(**more: Any) -> list[dict[str, Any]]:
     return [
@@ -67,7 +70,7 @@ def test_real_workers_hang_drain_and_die_and_no_call_is_lost(
         url = str(client.base_url)
 
         def hang() -> None:
-            until(lambda: running(first) >= CALLS // 3)
+            until(lambda: running(first) >= HELD)
             first.signal(signal.SIGSTOP)
 
         assert_whole(load(url, bodies(), after=hang))
@@ -75,7 +78,7 @@ def test_real_workers_hang_drain_and_die_and_no_call_is_lost(
         until(lambda: running(first) == 0)  # it has heard of the aborts
 
         def drain() -> None:
-            until(lambda: running(second) >= CALLS // 3)
+            until(lambda: running(second) >= HELD)
             second.process.send_signal(signal.SIGTERM)
 
         assert_whole(load(url, bodies(), after=drain))
@@ -83,11 +86,11 @@ def test_real_workers_hang_drain_and_die_and_no_call_is_lost(
         assert_whole(load(url, bodies(), after=lambda: None))
 
         def kill() -> None:
-            until(lambda: running(first) >= CALLS // 3)
+            until(lambda: running(first) >= HELD)
             first.signal(signal.SIGKILL)
 
         long = {"temperature": 0, "max_new_tokens": 10 * TOKENS, "ignore_eos": True}
         answers = load(url, bodies(stream=True, sampling_params=long), after=kill)
-        assert sum(answer.status in (0, 502) for answer in answers) >= CALLS // 3
+        assert sum(answer.status in (0, 502) for answer in answers) >= HELD
         assert all((answer.status == 200) == (b"[DONE]" in answer.body) for answer in answers)
         assert client.post("/generate", json=bodies()[0]).status_code in (502, 503)

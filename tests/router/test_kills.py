@@ -20,8 +20,11 @@ from tests.router.fleet_processes import (
 from tests.router.running import router, until
 
 CALLS = 200
-TOKENS = 100
-"""At 10 ms a token, a reply takes a second or more: long enough to be killed in."""
+TOKENS = 150
+"""At 10 ms a token, a reply takes a second and a half or more: long enough to be killed in."""
+
+HELD = CALLS // 8
+"""Calls that a worker must hold before something happens to it: fewer than its share, for slow machines."""
 
 
 def bodies(**more: Any) -> list[dict[str, Any]]:
@@ -76,12 +79,12 @@ def test_calls_of_a_worker_that_is_killed_are_answered_by_the_others() -> None:
         victim, *others = fleet
 
         def kill() -> None:
-            until_running(victim, CALLS // 3)
+            until_running(victim, HELD)
             victim.process.kill()
 
         answers = load(url_of(client), bodies(), after=kill)
         assert_right(answers, ids)
-        assert sum(answer.attempts > 1 for answer in answers) >= CALLS // 3 - 1
+        assert sum(answer.attempts > 1 for answer in answers) >= HELD
         assert_none_ran_twice(others)
 
 
@@ -91,7 +94,7 @@ def test_worker_that_drains_after_sigterm_finishes_its_calls_and_the_rest_go_els
         victim, other = fleet
 
         def drain() -> None:
-            until_running(victim, CALLS // 2)
+            until_running(victim, HELD)
             victim.process.send_signal(signal.SIGTERM)
 
         assert_right(load(url_of(client), bodies(), after=drain), ids)
@@ -101,12 +104,12 @@ def test_worker_that_drains_after_sigterm_finishes_its_calls_and_the_rest_go_els
 
 
 def test_calls_of_a_worker_that_hangs_are_answered_by_the_others_and_aborted_when_it_wakes() -> None:
-    with fleet_behind_a_router(3, first_byte_timeout_secs=6.0, retry_max_retries=10) as (fleet, client):
+    with fleet_behind_a_router(3, first_byte_timeout_secs=8.0, retry_max_retries=10) as (fleet, client):
         ids = expected(fleet[1])
         victim = fleet[0]
 
         def hang() -> None:
-            until_running(victim, CALLS // 3)
+            until_running(victim, HELD)
             victim.process.send_signal(signal.SIGSTOP)
 
         answers = load(url_of(client), bodies(), after=hang)
@@ -122,13 +125,13 @@ def test_stream_of_a_worker_that_is_killed_breaks_off_and_is_not_sent_again() ->
         victim, other = fleet
 
         def kill() -> None:
-            until_running(victim, CALLS // 2)
-            until_running(other, CALLS // 2)
+            until_running(victim, HELD)
+            until_running(other, HELD)
             victim.process.kill()
 
         answers = load(url_of(client), bodies(stream=True), after=kill)
         broken = [answer for answer in answers if answer.status == 0]
-        assert len(broken) >= CALLS // 2 - 1
+        assert len(broken) >= HELD
         for answer, sampled in zip(answers, ids, strict=True):
             events = [line.removeprefix(b"data: ") for line in answer.body.split(b"\n\n") if line]
             if answer.status == 200:
