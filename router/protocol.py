@@ -128,7 +128,7 @@ class RouterProtocol(HttpToolsProtocol):
 
     def _serve(self, exchange: WireExchange) -> None:
         self._served = exchange
-        task = self.loop.create_task(self._router.data_plane.serve(exchange))
+        task = exchange.task = self.loop.create_task(self._router.data_plane.serve(exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 

@@ -37,9 +37,10 @@ class RequestIds:
         """Return what the client calls a request with these headers, or a new name where it does not."""
         ranks = self._ranks
         told = [(ranks[name], value) for name, value in headers if name in ranks]
-        for _, value in sorted(told, key=itemgetter(0)):
-            if _is_fit(value):
-                return value
+        if told:
+            for _, value in sorted(told, key=itemgetter(0)):
+                if _is_fit(value):
+                    return value
         return b"%b-%x" % (self._prefix, next(self._numbers))
 
 

@@ -10,7 +10,7 @@ uvicorn looks at there.
 
 import asyncio
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -42,9 +42,9 @@ class WireExchange:
         "_chunks",
         "_connection",
         "_expects_continue",
+        "_is_watched",
         "_is_whole",
         "_news",
-        "_serving",
         "_size_bytes",
         "disconnected",
         "has_hung_up",
@@ -54,6 +54,7 @@ class WireExchange:
         "record",
         "response_complete",
         "target",
+        "task",
     )
 
     def __init__(
@@ -77,7 +78,9 @@ class WireExchange:
         self._is_whole = False
         self._news: asyncio.Future[None] | None = None
         self._expects_continue = expects_continue
-        self._serving: asyncio.Task[Any] | None = None
+        self._is_watched = False
+        self.task: asyncio.Task[None] | None = None
+        """Serves it. Set by whoever made the task, for it is asked at every call."""
         self.has_hung_up = False
         self.keep_alive = keep_alive
         self.disconnected = False
@@ -93,8 +96,8 @@ class WireExchange:
         if self.response_complete:
             return
         self.has_hung_up = True
-        if self._serving is not None:
-            self._serving.cancel()
+        if self._is_watched and self.task is not None:
+            self.task.cancel()
         self._tell_reader()
 
     def receive(self, chunk: bytes) -> None:
@@ -132,14 +135,14 @@ class WireExchange:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def watch(self) -> None:
-        """From now on, cancel the current task when the client hangs up."""
-        self._serving = asyncio.current_task()
-        if self.has_hung_up and self._serving is not None:
-            self._serving.cancel()
+        """From now on, cancel the task when the client hangs up."""
+        self._is_watched = True
+        if self.has_hung_up and self.task is not None:
+            self.task.cancel()
 
     def unwatch(self) -> None:
         """Leave the task alone again."""
-        self._serving = None
+        self._is_watched = False
 
     async def write(self, reply: Reply) -> None:
         """Send a reply, no faster than the client takes it.
