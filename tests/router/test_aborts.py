@@ -244,3 +244,11 @@ def _abort(url: str, rids: list[str]) -> None:
 def _with(script: Script, test: Any) -> None:
     with scripted_worker(script) as url:
         run(test(url))
+
+
+def test_abort_that_is_nested_without_end_is_a_bad_request(caplog: pytest.LogCaptureFixture) -> None:
+    with router() as client:
+        nested = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        answer = client.post("/abort_request", content=nested)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert caplog.records == []
