@@ -12,12 +12,13 @@ head by `MAX_HEAD_BYTES`, a body by the limit on bodies. Trailers are not kept.
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from ..calls import Reply
+from ..calls import Headers, Reply
 from ..errors import BadRequest, HeadTooLarge, HttpError
 from .app import RouterApp
 from .delays import DelayQueue
@@ -26,6 +27,11 @@ from .wire_exchange import WireExchange, reply_head
 MAX_HEAD_BYTES: Final = 256 << 10
 """Longest head of a request, or what stands between two pieces of its body. Those of real clients take some
 hundred bytes; the parser alone would keep any number of them."""
+
+_UPGRADE_WITH_BODY: Final = (
+    "A request with a body cannot ask for another protocol: leave out the header Upgrade (curl: --http1.1)"
+)
+"""The parser takes the body of such a request for the next request, and would have us run it."""
 
 
 class RouterProtocol(HttpToolsProtocol):
@@ -89,6 +95,9 @@ class RouterProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin what was asked for; fields that come from now on are trailers, which nobody here reads."""
         self._head_bytes = 0
+        if self.parser.should_upgrade() and _has_body(self.headers):
+            self._refuse(BadRequest(_UPGRADE_WITH_BODY))
+            raise httptools.HttpParserError(_UPGRADE_WITH_BODY)
         self._begin()
         self.headers = []
 
@@ -168,6 +177,9 @@ class RouterProtocol(HttpToolsProtocol):
             self.transport.write(reply_head(reply.status, headers, keep_alive=False) + reply.body)
         self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a server may pass over the header Upgrade, and clients offer HTTP/2 by it."""
+
     def _unset_keepalive_if_required(self) -> None:
         self._idle.discard(self)
 
@@ -187,3 +199,10 @@ class RouterProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers = self.scope["headers"] = headers
         super().on_headers_complete()
+
+
+def _has_body(headers: Headers) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in headers
+    )

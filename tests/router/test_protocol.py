@@ -366,6 +366,34 @@ def test_what_is_not_http_is_told_so_in_json_and_ends_the_connection() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("framing", [b"content-length: 31", b"transfer-encoding: chunked"])
+def test_body_of_a_request_for_another_protocol_is_never_taken_for_a_request(framing: bytes) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(
+            b"POST /x HTTP/1.1\r\nhost: r\r\nconnection: upgrade\r\nupgrade: h2c\r\n%b\r\n\r\n" % framing,
+            b"GET /smuggled HTTP/1.1\r\nx:\r\n\r\n",
+        )
+        (refused,) = wire.written
+        assert refused.startswith(b"HTTP/1.1 400 ")
+        assert b"leave out the header Upgrade" in refused
+        assert Answering.seen == []
+        assert wire.transport.done[-1] == "close"
+
+    run(test())
+
+
+def test_offer_of_another_protocol_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(b"GET /x HTTP/1.1\r\nhost: r\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        await wire.serve(REQUEST)
+        assert len(Answering.seen) == 2
+
+    run(test())
+    assert caplog.records == []
+
+
 def test_client_that_waits_to_send_a_body_that_is_refused_cannot_mistake_the_connection_for_free() -> None:
     async def test() -> None:
         wire = Wire(hello, max_payload_size=4)
