@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol, with a short way for the calls of the data plane.
 
 uvicorn connects, parses, keeps alive and shuts down. A request for one of the router's own paths, or one that
-is not plain (pipelined, HTTP/1.0, a path with percent signs, a key that does not fit), goes through its ASGI
-machinery; any other becomes a `WireExchange`, and is served as soon as its body is there.
+is not plain (pipelined, a path with percent signs, a key that does not fit), goes through its ASGI machinery;
+any other becomes a `WireExchange`, and is served as soon as its body is there.
 
 *Invariant*: a connection that serves no call is closed after `KEEP_ALIVE_S` without a byte, whether it is
 idle, has half a head or lacks the rest of a body; all of them share one timer. What it holds is bounded: a
@@ -134,13 +134,13 @@ class RouterProtocol(HttpToolsProtocol):
 
     def _begin(self) -> None:
         """Take a call of the data plane, or let uvicorn go on."""
-        before = self.cycle
+        before, version = self.cycle, self.parser.get_http_version()
         path = self.url.partition(b"?")[0].decode("latin-1")
         if not (
             path.startswith("/")
             and "%" not in path
             and (before is None or before.response_complete)
-            and self.parser.get_http_version() == "1.1"
+            and version in ("1.1", "1.0")
             and not self.parser.should_upgrade()
             and self._router.takes_on_wire(path, self.headers)
         ):
@@ -155,8 +155,9 @@ class RouterProtocol(HttpToolsProtocol):
             record,
             target=self.url,
             headers=self.headers,
-            keep_alive=self.parser.should_keep_alive(),
-            expects_continue=self.expect_100_continue,
+            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            expects_continue=version == "1.1" and self.expect_100_continue,
+            knows_chunks=version == "1.1",
         )
         self._exchange = exchange
         self.cycle = exchange  # type: ignore[assignment]  # it stands in uvicorn's place

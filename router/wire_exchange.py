@@ -42,6 +42,7 @@ class WireExchange:
         "_chunks",
         "_connection",
         "_expects_continue",
+        "_knows_chunks",
         "_news",
         "_serving",
         "_size_bytes",
@@ -65,8 +66,12 @@ class WireExchange:
         headers: Headers,
         keep_alive: bool,
         expects_continue: bool,
+        knows_chunks: bool,
     ) -> None:
-        """Take a request whose head has come; `expects_continue` is whether its client waits to be asked."""
+        """Take a request whose head has come; `expects_continue` is whether its client waits to be asked.
+
+        To one that does not know chunks, of HTTP/1.0, the end of a stream is that of its connection.
+        """
         self._connection = connection
         self.record = record
         self.path = record.path
@@ -78,6 +83,7 @@ class WireExchange:
         """Whether its body has not come to its end."""
         self._news: asyncio.Future[None] | None = None
         self._expects_continue = expects_continue
+        self._knows_chunks = knows_chunks
         self._serving: asyncio.Task[Any] | None = None
         self.has_hung_up = False
         self.keep_alive = keep_alive
@@ -187,7 +193,8 @@ class WireExchange:
         record, flow, transport = self.record, self._connection.flow, self._connection.transport
         headers = told_headers(reply, record)
         is_bodiless = reply.status in BODILESS_STATUS or record.method == "HEAD"
-        is_chunked = not is_bodiless and all(name != b"content-length" for name, _ in headers)
+        is_delimited = is_bodiless or any(name == b"content-length" for name, _ in headers)
+        is_chunked = self._knows_chunks and not is_delimited
         if is_chunked:
             headers.append((b"transfer-encoding", b"chunked"))
         head = reply_head(reply.status, headers, keep_alive=self.keep_alive)

@@ -148,24 +148,39 @@ def test_request_is_the_same_however_its_bytes_come() -> None:
     run(test())
 
 
+class Chunks:
+    """A stream of two chunks, and an empty one between them."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in (b"first", b"", b"second"):
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def stream(call: Call) -> Reply:
+    return Reply(status=200, headers=[], body=Chunks())
+
+
 def test_chunks_of_a_stream_leave_as_they_come() -> None:
-    class Chunks:
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            for chunk in (b"first", b"", b"second"):
-                yield chunk
-                await asyncio.sleep(0)
-
-        async def aclose(self) -> None:
-            pass
-
-    async def stream(call: Call) -> Reply:
-        return Reply(status=200, headers=[], body=Chunks())
-
     async def test() -> None:
         wire = Wire(stream)
         head, *chunks = await wire.serve(REQUEST)
         assert b"\r\ntransfer-encoding: chunked\r\n\r\n" in head
         assert chunks == [b"5\r\nfirst\r\n", b"6\r\nsecond\r\n", b"0\r\n\r\n"]
+
+    run(test())
+
+
+def test_stream_to_a_client_of_http_1_0_is_not_chunked_and_ends_with_the_connection() -> None:
+    async def test() -> None:
+        wire = Wire(stream)
+        head, *chunks = await wire.serve(b"GET /x HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+        assert b"chunked" not in head
+        assert b"\r\nconnection: close\r\n" in head
+        assert (chunks, wire.transport.done[-1]) == ([b"first", b"second"], "close")
 
     run(test())
 
