@@ -13,6 +13,7 @@
     │   ├── QueueTimeout       waited too long to be let in; try again later      408
     │   ├── PayloadTooLarge    the body is over the limit                         413
     │   ├── TooManyCalls       as many wait as may; try again later               429
+    │   ├── HeadTooLarge       the request's head is over the limit               431
     │   ├── NoWorkerAvailable  nothing to route to; try again later               503
     │   └── UpstreamError      the worker broke off or spoke no HTTP              502
     │       └── UpstreamTimeout                                                   504
@@ -141,6 +142,13 @@ class TooManyCalls(HttpError):
 
     status = 429
     code = "too_many_calls"
+
+
+class HeadTooLarge(HttpError):
+    """The request's head is over the limit."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class NoWorkerAvailable(HttpError):

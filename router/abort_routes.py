@@ -44,7 +44,7 @@ def abort_routes(fleet: Fleet, flights: Flights, aborter: Aborter) -> APIRouter:
         """
         try:
             asked = _decode(await request.body() or b"{}")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f'Abort what? Give {{"rid": …}} or {{"abort_all": true}}: {error}') from None
         if asked.abort_all:
             for flight in flights:

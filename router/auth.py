@@ -98,7 +98,8 @@ class Gate:
     def _is_data(self, path: str) -> bool:
         if self._is_own(path):
             return path == ABORT_PATH or not self._is_control(path)
-        return path in DATA_PATHS or path.startswith("/v1/")
+        # A proxy before a worker may follow the dots.
+        return path in DATA_PATHS or (path.startswith("/v1/") and ".." not in path.split("/"))
 
 
 class WorkerCredentials:

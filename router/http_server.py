@@ -18,12 +18,9 @@ from typing import Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .app import RouterApp
+from .app import KEEP_ALIVE_S, RouterApp
 from .asgi_exchange import Application
 from .protocol import RouterProtocol
-
-KEEP_ALIVE_S: Final = 75
-"""How long an idle client may keep its connection."""
 
 POLL_S: Final = 0.02
 """How often the end looks whether the last calls have ended."""
@@ -61,7 +58,7 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=int(KEEP_ALIVE_S),
         )
         config.load()
         config.ssl = tls

@@ -6,7 +6,11 @@ SGLang aborts by prefix: `/abort_request` for `pre-1` ends `pre-12` too. And it 
 which a call that is sent a second time would meet. So each attempt of each call is named here, by rids of one
 length, and the rid that the client chose, if it chose one, is put back wherever the reply tells it.
 
-A call of one prompt is generated under the rid itself, a batch under `RID_0`, `RID_1`, …; for `n > 1` SGLang
+There are rids that are not ours: those of a batch that brings its own, and of clients that talk to a worker
+directly. So that the abort of one of them, `7` perhaps, never ends calls of ours, these begin as nobody's do.
+
+A call of one prompt is generated under the rid itself, a batch under `RID_0`, `RID_1`, … (so that within a
+batch of more than ten, ending the second prompt ends the eleventh too, as without us); for `n > 1` SGLang
 makes up rids that nobody is told before the end, so such a call cannot be aborted, only hung up on.
 """
 
@@ -25,6 +29,9 @@ NAMED_PATHS: Final = frozenset({"/generate", "/v1/completions", "/v1/chat/comple
 RID_LENGTH: Final = 32
 """As long as the ones that SGLang makes up itself."""
 
+MARK: Final = "~"
+"""How every rid of ours begins. It needs no escape in JSON, and nobody's own rids begin so."""
+
 _MAX_ATTEMPTS: Final = 256
 """What the last two digits of a rid can count."""
 
@@ -37,10 +44,10 @@ _WHITE_SPACE = b" \t\r\n"
 
 
 class RidMaker:
-    """Makes rids: 18 hexadecimal digits for the router, 12 for the call, two for the attempt."""
+    """Makes rids: the mark, 17 hexadecimal digits for the router, 12 for the call, two for the attempt."""
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(9).encode()
+        self._prefix = f"{MARK}{secrets.token_hex(9)[1:]}".encode()
         self._numbers = itertools.count(1)
 
     def next_call(self) -> int:

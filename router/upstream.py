@@ -2,8 +2,8 @@
 
 Idle connections are kept for less time than a worker keeps its end open (SGLang closes after 5 s), the most
 recently used one is taken first, and there is no cap on their number: a call never waits for a connection.
-A kept connection can still turn out dead when it is used; if not a byte of the reply has come by then, the
-request is sent once more, on a fresh one.
+A kept connection can still turn out dead when it is used, which shows at once; if not a byte of the reply
+has come by then, the request is sent once more, on a fresh one. One that ends later had a worker behind it.
 
 Each `Upstream` has connections of its own: a probe never shares one, or its deadline, with a call.
 """
@@ -31,6 +31,11 @@ IDLE_TIMEOUT_S: Final = 2.0
 """How long an unused connection is kept; workers close theirs after 5 s."""
 
 
+STALE_WITHIN_S: Final = 1.0
+"""A connection that was closed before a request was sent says so within a round trip, and whatever this
+process is late by. After that, the worker has read the request, and may have begun it."""
+
+
 class Upstream:
     """Sends calls to origins, within `request_timeout_s` to the last byte of each reply."""
 
@@ -42,11 +47,13 @@ class Upstream:
         first_byte_timeout_s: float | None = None,
         between_bytes_timeout_s: float | None = None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        stale_within_s: float = STALE_WITHIN_S,
         credentials: WorkerCredentials | None = None,
     ) -> None:
         """Send each call with `credentials` in place of its own, where they are given."""
         self._credentials = credentials
         self._connect_timeout_s = connect_timeout_s
+        self._stale_within_s = stale_within_s
         self._deadlines = Deadlines(
             request_s=request_timeout_s,
             first_byte_s=first_byte_timeout_s,
@@ -82,13 +89,15 @@ class Upstream:
             return await connection.exchange(
                 head, content, head_only=head_only, on_end=self._keep, spent_s=spent_s
             )
+        sent_at_s = connection.loop.time()
         try:
             return await connection.exchange(
                 head, content, head_only=head_only, on_end=self._keep, spent_s=spent_s
             )
         except ConnectionDropped as error:
-            error.is_stale = not error.reply_begun
-            if error.reply_begun or not may_resend:
+            took_s = connection.loop.time() - sent_at_s
+            error.is_stale = not error.reply_begun and took_s < self._stale_within_s
+            if not (error.is_stale and may_resend):
                 raise
             dropped = error
         try:

@@ -43,13 +43,14 @@ class WireExchange:
         "_connection",
         "_expects_continue",
         "_is_watched",
-        "_is_whole",
+        "_knows_chunks",
         "_news",
         "_size_bytes",
         "disconnected",
         "has_hung_up",
         "headers",
         "keep_alive",
+        "more_body",
         "path",
         "record",
         "response_complete",
@@ -66,8 +67,12 @@ class WireExchange:
         headers: Headers,
         keep_alive: bool,
         expects_continue: bool,
+        knows_chunks: bool,
     ) -> None:
-        """Take a request whose head has come; `expects_continue` is whether its client waits to be asked."""
+        """Take a request whose head has come; `expects_continue` is whether its client waits to be asked.
+
+        To one that does not know chunks, of HTTP/1.0, the end of a stream is that of its connection.
+        """
         self._connection = connection
         self.record = record
         self.path = record.path
@@ -75,12 +80,14 @@ class WireExchange:
         self.headers = headers
         self._chunks: list[bytes] = []
         self._size_bytes = 0
-        self._is_whole = False
+        self.more_body = True
+        """Whether its body has not come to its end."""
         self._news: asyncio.Future[None] | None = None
         self._expects_continue = expects_continue
         self._is_watched = False
         self.task: asyncio.Task[None] | None = None
         """Serves it. Set by whoever made the task, for it is asked at every call."""
+        self._knows_chunks = knows_chunks
         self.has_hung_up = False
         self.keep_alive = keep_alive
         self.disconnected = False
@@ -109,7 +116,7 @@ class WireExchange:
 
     def complete(self) -> None:
         """Take note that the body has come to its end."""
-        self._is_whole = True
+        self.more_body = False
         self._tell_reader()
 
     async def read_body(self, max_bytes: int) -> bytes | None:
@@ -117,12 +124,14 @@ class WireExchange:
 
         Raises: PayloadTooLarge, as soon as that is known.
         """
-        if not self._is_whole:
+        if self.more_body:
             if declared_size(self.headers) > max_bytes:
+                if self._expects_continue:  # a body may follow, or the next request: nobody could tell
+                    self.keep_alive = False
                 raise too_large(max_bytes)
             if self._expects_continue:
                 self._connection.transport.write(CONTINUE)
-        while not self._is_whole and self._size_bytes <= max_bytes:
+        while self.more_body and self._size_bytes <= max_bytes:
             if self.has_hung_up:
                 return None
             self._news = asyncio.get_running_loop().create_future()
@@ -150,6 +159,11 @@ class WireExchange:
         Raises: UpstreamError where the worker breaks off its body; ValueError where a field of the head has a
         line break in it.
         """
+        flow = self._connection.flow
+        if flow.write_paused:  # its client has not taken what it was told before
+            await flow.drain()
+        if self.has_hung_up:
+            return
         if isinstance(reply.body, bytes):
             self._write_whole(reply, reply.body)
         else:
@@ -166,7 +180,7 @@ class WireExchange:
 
     def _write_whole(self, reply: Reply, body: bytes) -> None:
         record, transport = self.record, self._connection.transport
-        head = self._head(told_headers(reply, record), reply.status)
+        head = reply_head(reply.status, told_headers(reply, record), keep_alive=self.keep_alive)
         record.status = reply.status
         if record.method == "HEAD" or reply.status in BODILESS_STATUS:
             transport.write(head)
@@ -182,10 +196,11 @@ class WireExchange:
         record, flow, transport = self.record, self._connection.flow, self._connection.transport
         headers = told_headers(reply, record)
         is_bodiless = reply.status in BODILESS_STATUS or record.method == "HEAD"
-        is_chunked = not is_bodiless and all(name != b"content-length" for name, _ in headers)
+        is_delimited = is_bodiless or any(name == b"content-length" for name, _ in headers)
+        is_chunked = self._knows_chunks and not is_delimited
         if is_chunked:
             headers.append((b"transfer-encoding", b"chunked"))
-        head = self._head(headers, reply.status)
+        head = reply_head(reply.status, headers, keep_alive=self.keep_alive)
         record.status, record.head_s = reply.status, perf_counter()
         transport.write(head)
         async for chunk in reply.body:
@@ -201,20 +216,21 @@ class WireExchange:
         if is_chunked:
             transport.write(b"0\r\n\r\n")
 
-    def _head(self, headers: Headers, status: int) -> bytes:
-        """Return a reply's head.
-
-        Raises: ValueError where a field has a line break in it: it would be read as another field.
-        """
-        lines = [STATUS_LINE[status]]
-        lines.extend([b"%b: %b\r\n" % field for field in headers])
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-            raise ValueError("a header field of the reply has a line break in it")
-        return head + b"\r\n"
-
     def _tell_reader(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+
+def reply_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
+    """Return a reply's head.
+
+    Raises: ValueError where a field has a line break in it: it would be read as another field.
+    """
+    lines = [STATUS_LINE[status]]
+    lines.extend([b"%b: %b\r\n" % field for field in headers])
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    head = b"".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+        raise ValueError("a header field of the reply has a line break in it")
+    return head + b"\r\n"

@@ -126,6 +126,21 @@ def test_batch_that_brings_its_rids_is_aborted_when_its_client_leaves() -> None:
         until(lambda: totals(worker)["aborted"] == 2)
 
 
+def test_end_of_a_batch_that_brings_short_rids_ends_no_call_that_brings_none() -> None:
+    digits = list("0123456789abcdef")
+    with slow_worker() as (client, worker), ThreadPoolExecutor() as pool:
+        call = pool.submit(client.post, "/generate", json={"text": "hi", "sampling_params": LONG})
+        until(lambda: running(worker) == 1)
+        batch = {"rid": digits, "text": ["hi"] * len(digits), "sampling_params": LONG}
+        pool.submit(client.post, "/generate", json=batch)
+        until(lambda: running(worker) == 1 + len(digits))
+        for rid in digits:
+            client.post("/abort_request", json={"rid": rid})
+        assert (running(worker), totals(worker)["aborted"]) == (1, len(digits))
+        client.post("/abort_request", json={"abort_all": True})
+        assert call.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
+
+
 def test_two_calls_of_one_rid_run_side_by_side_and_end_together() -> None:
     with slow_worker() as (client, worker), ThreadPoolExecutor() as pool:
         body = {"rid": "same", "text": "hi", "sampling_params": LONG}
@@ -244,3 +259,11 @@ def _abort(url: str, rids: list[str]) -> None:
 def _with(script: Script, test: Any) -> None:
     with scripted_worker(script) as url:
         run(test(url))
+
+
+def test_abort_that_is_nested_without_end_is_a_bad_request(caplog: pytest.LogCaptureFixture) -> None:
+    with router() as client:
+        nested = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        answer = client.post("/abort_request", content=nested)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert caplog.records == []

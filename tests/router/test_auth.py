@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 
 from espalier.errors import ConfigError
@@ -18,6 +19,8 @@ PATHS = {
     "/metrics": OPEN,
     "/generate": DATA,
     "/v1/chat/completions": DATA,
+    "/v1/../flush_cache": CONTROL,
+    "/v1/%2e%2e/flush_cache": CONTROL,
     "/abort_request": CONTROL,
     "/docs": DATA,
     "/workers": CONTROL,
@@ -44,6 +47,12 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def post(client: httpx.Client, path: str, headers: dict[str, str]) -> int:
+    """Return the status for `path` as it is written: httpx would follow its dots."""
+    url = client.base_url.copy_with(raw_path=path.encode())
+    return client.send(httpx.Request("POST", url, headers=headers)).status_code
+
+
 REFUSALS: dict[str, dict[str | None, int]] = {
     OPEN: {},
     DATA: {None: 401, "wrong": 401},
@@ -58,7 +67,7 @@ def test_keys_open_what_they_are_for() -> None:
     ):
         for path, kind in PATHS.items():
             for key in (None, "wrong", "data-2", "admin"):
-                status = client.post(path, headers=bearer(key) if key else {}).status_code
+                status = post(client, path, bearer(key) if key else {})
                 assert (status if status in (401, 403) else None) == REFUSALS[kind].get(key), (path, key)
 
 

@@ -12,10 +12,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from espalier.calls import Call, Handler, MiddlewareBase, Reply
-from espalier.router.app import RouterApp, create_app
-from espalier.router.protocol import RouterProtocol
+from espalier.router.app import KEEP_ALIVE_S, RouterApp, create_app
+from espalier.router.protocol import MAX_HEAD_BYTES, RouterProtocol
 from espalier.router.settings import RouterSettings
-from tests.router.running import connection_to, router, run
+from tests.router.running import DEADLINE_S, connection_to, router, run
 from tests.router.scripted import answering, reply, scripted_worker
 
 REQUEST = b"GET /x HTTP/1.1\r\nhost: r\r\n\r\n"
@@ -31,6 +31,7 @@ class StrictTransport(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.done: list[bytes | str] = []
         self.is_lost = False
+        self.closed = asyncio.Event()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -45,6 +46,7 @@ class StrictTransport(asyncio.Transport):
 
     def close(self) -> None:
         self.done.append("close")
+        self.closed.set()
 
     def pause_reading(self) -> None:
         self.done.append("pause")
@@ -72,8 +74,9 @@ def app_of(answer: Answer, **settings: Any) -> RouterApp:
 class Wire:
     """A protocol that serves a router over a strict transport."""
 
-    def __init__(self, answer: Answer, **settings: Any) -> None:
+    def __init__(self, answer: Answer, *, idle_s: float = KEEP_ALIVE_S, **settings: Any) -> None:
         self.app = app_of(answer, **settings)
+        self.app.idle_connections.delay_s = idle_s
         config = uvicorn.Config(self.app, http=RouterProtocol, lifespan="off", log_config=None)
         config.load()
         self.failures: list[dict[str, Any]] = []
@@ -145,24 +148,39 @@ def test_request_is_the_same_however_its_bytes_come() -> None:
     run(test())
 
 
+class Chunks:
+    """A stream of two chunks, and an empty one between them."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in (b"first", b"", b"second"):
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def stream(call: Call) -> Reply:
+    return Reply(status=200, headers=[], body=Chunks())
+
+
 def test_chunks_of_a_stream_leave_as_they_come() -> None:
-    class Chunks:
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            for chunk in (b"first", b"", b"second"):
-                yield chunk
-                await asyncio.sleep(0)
-
-        async def aclose(self) -> None:
-            pass
-
-    async def stream(call: Call) -> Reply:
-        return Reply(status=200, headers=[], body=Chunks())
-
     async def test() -> None:
         wire = Wire(stream)
         head, *chunks = await wire.serve(REQUEST)
         assert b"\r\ntransfer-encoding: chunked\r\n\r\n" in head
         assert chunks == [b"5\r\nfirst\r\n", b"6\r\nsecond\r\n", b"0\r\n\r\n"]
+
+    run(test())
+
+
+def test_stream_to_a_client_of_http_1_0_is_not_chunked_and_ends_with_the_connection() -> None:
+    async def test() -> None:
+        wire = Wire(stream)
+        head, *chunks = await wire.serve(b"GET /x HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+        assert b"chunked" not in head
+        assert b"\r\nconnection: close\r\n" in head
+        assert (chunks, wire.transport.done[-1]) == ([b"first", b"second"], "close")
 
     run(test())
 
@@ -308,3 +326,129 @@ def test_clients_that_hang_up_on_pipelined_requests_leave_no_trace(
                 assert impatient.recv(1)
         assert client.get("/generate").content == b"x" * 50_000
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /x HTTP/1.1\r\nhost: r\r\nx-a: ",
+        b"GET /",
+        b"GET /x HTTP/1.1\r\nhost: r\r\n" + b"x-a: 1\r\n" * 1000,
+        b"POST /x HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-trailer: ",
+    ],
+)
+def test_head_without_end_is_refused_instead_of_kept(begin: bytes) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        wire.protocol.data_received(begin)
+        for _ in range(MAX_HEAD_BYTES // 1024 - len(begin) // 1024 - 1):
+            wire.protocol.data_received(b"x" * 1024)
+        assert not wire.transport.is_closing()
+        wire.protocol.data_received(b"x" * 4096)
+        (refused,) = wire.written
+        assert refused.startswith(b"HTTP/1.1 431 ")
+        assert b'"code":"head_too_large"' in refused
+        assert wire.transport.done[-1] == "close"
+        wire.protocol.connection_lost(None)
+        await wire.serve()
+
+    run(test())
+
+
+def test_trailers_are_no_headers() -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(
+            b"POST /x HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n",
+            b"3\r\nabc\r\n0\r\nx-smg-routing-key: late\r\n\r\n",
+        )
+        (call,) = Answering.seen
+        assert call.body == b"abc"
+        assert call.header(b"x-smg-routing-key") is None
+
+    run(test())
+
+
+def test_what_is_not_http_is_told_so_in_json_and_ends_the_connection() -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        wire.protocol.data_received(b"no request\r\n\r\n")
+        (refused,) = wire.written
+        assert refused.startswith(b"HTTP/1.1 400 ")
+        assert b'{"error":{"message":' in refused
+        assert wire.transport.done[-1] == "close"
+
+    run(test())
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 31", b"transfer-encoding: chunked"])
+def test_body_of_a_request_for_another_protocol_is_never_taken_for_a_request(framing: bytes) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(
+            b"POST /x HTTP/1.1\r\nhost: r\r\nconnection: upgrade\r\nupgrade: h2c\r\n%b\r\n\r\n" % framing,
+            b"GET /smuggled HTTP/1.1\r\nx:\r\n\r\n",
+        )
+        (refused,) = wire.written
+        assert refused.startswith(b"HTTP/1.1 400 ")
+        assert b"leave out the header Upgrade" in refused
+        assert Answering.seen == []
+        assert wire.transport.done[-1] == "close"
+
+    run(test())
+
+
+def test_offer_of_another_protocol_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(b"GET /x HTTP/1.1\r\nhost: r\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        await wire.serve(REQUEST)
+        assert len(Answering.seen) == 2
+
+    run(test())
+    assert caplog.records == []
+
+
+def test_client_that_waits_to_send_a_body_that_is_refused_cannot_mistake_the_connection_for_free() -> None:
+    async def test() -> None:
+        wire = Wire(hello, max_payload_size=4)
+        (refused,) = await wire.serve(
+            b"POST /x HTTP/1.1\r\nhost: r\r\nexpect: 100-continue\r\ncontent-length: 8\r\n\r\n"
+        )
+        assert refused.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nconnection: close\r\n" in refused
+        assert wire.transport.done[-1] == "close"
+
+    run(test())
+
+
+def test_client_that_does_not_read_its_replies_is_not_served_more() -> None:
+    async def test() -> None:
+        wire = Wire(hello)
+        await wire.serve(REQUEST)
+        wire.protocol.pause_writing()
+        wire.protocol.data_received(REQUEST)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert (len(Answering.seen), len(wire.written)) == (2, 1)
+        wire.protocol.resume_writing()
+        assert len(await wire.serve()) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "half", [b"", b"GET /x HT", b"POST /x HTTP/1.1\r\nhost: r\r\ncontent-length: 6\r\n\r\nabc", REQUEST]
+)
+def test_connection_that_serves_nothing_is_closed_after_a_while(half: bytes) -> None:
+    async def test() -> None:
+        wire = Wire(hello, idle_s=0.01)
+        if half:
+            wire.protocol.data_received(half)
+        async with asyncio.timeout(DEADLINE_S):
+            await wire.transport.closed.wait()
+        wire.protocol.connection_lost(None)
+        await wire.serve()
+        assert wire.app.data_plane.in_flight == 0
+
+    run(test())

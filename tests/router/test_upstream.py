@@ -26,10 +26,17 @@ def call(path: str) -> Call:
 
 @contextlib.contextmanager
 def upstream(
-    *, timeout_s: float = 20.0, connect_timeout_s: float = 5.0, idle_timeout_s: float = 20.0
+    *,
+    timeout_s: float = 20.0,
+    connect_timeout_s: float = 5.0,
+    idle_timeout_s: float = 20.0,
+    stale_within_s: float = 20.0,
 ) -> Iterator[Upstream]:
     made = Upstream(
-        connect_timeout_s=connect_timeout_s, request_timeout_s=timeout_s, idle_timeout_s=idle_timeout_s
+        connect_timeout_s=connect_timeout_s,
+        request_timeout_s=timeout_s,
+        idle_timeout_s=idle_timeout_s,
+        stale_within_s=stale_within_s,
     )
     yield made
     made.close_idle()
@@ -115,6 +122,24 @@ def test_request_that_the_worker_may_have_read_is_not_told_as_never_sent() -> No
                 await ask()
 
     with scripted_worker(script, listener) as url:
+        run(test(url))
+
+
+def test_kept_connection_that_ends_late_is_not_taken_for_one_that_was_closed_before() -> None:
+    def breaking(client: socket.socket, request: bytes) -> bool:
+        client.sendall(b"" if b"GET /break" in request else reply(b"first"))
+        return b"GET /break" not in request
+
+    async def test(url: str) -> None:
+        for stale_within_s, is_stale in ((0.0, False), (20.0, True)):
+            with upstream(stale_within_s=stale_within_s) as to:
+                origin = Origin.parse(url)
+                await asking(to, origin)()
+                with pytest.raises(ConnectionDropped) as dropped:
+                    await to.send(origin, call("/break"), may_resend=is_stale is False)
+                assert dropped.value.is_stale is is_stale
+
+    with scripted_worker(breaking) as url:
         run(test(url))
 
 
