@@ -64,7 +64,6 @@ def _is_case(case: object) -> bool:
     return isinstance(case, dict) and all(isinstance(case.get(key), str) for key in ("input", "output"))
 
 
-@rewards.register("code")
 @keeps_time
 @checks_labels(label_problem)
 async def code_reward(args: RolloutConfig, sample: Sample) -> float:
@@ -93,6 +92,9 @@ async def code_reward(args: RolloutConfig, sample: Sample) -> float:
             if printed is None or _lines(printed) != _lines(case["output"]):
                 return 0.0
     return 1.0
+
+
+rewards.register("code")(code_reward)
 
 
 def last_block(response: str) -> str | None:

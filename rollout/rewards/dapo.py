@@ -34,7 +34,6 @@ def label_problem(label: object) -> str | None:
     return scalar_problem(label, "dapo")
 
 
-@rewards.register("dapo")
 @takes_answer_as("Answer: {}")
 @checks_labels(label_problem)
 async def dapo_reward(args: RolloutConfig, sample: Sample) -> dict[str, Any]:  # noqa: ARG001
@@ -53,6 +52,9 @@ async def dapo_reward(args: RolloutConfig, sample: Sample) -> dict[str, Any]:  #
     predicted = normalized(found[-1]) if found else NO_ANSWER
     is_right = bool(found) and is_same(predicted, normalized(str(sample.label)))
     return {"score": 1.0 if is_right else -1.0, "acc": is_right, "pred": predicted}
+
+
+rewards.register("dapo")(dapo_reward)
 
 
 def is_same(predicted: str, expected: str) -> bool:

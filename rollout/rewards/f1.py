@@ -25,7 +25,6 @@ def label_problem(label: object) -> str | None:
     return None
 
 
-@rewards.register("f1")
 @checks_labels(label_problem)
 async def f1_reward(args: RolloutConfig, sample: Sample) -> float:  # noqa: ARG001
     """Return the F1 of the response's words against the label's, from 0.0 to 1.0; of several, the best.
@@ -41,6 +40,9 @@ async def f1_reward(args: RolloutConfig, sample: Sample) -> float:  # noqa: ARG0
         raise RewardFailed(problem)
     labels = sample.label if isinstance(sample.label, list | tuple) else [sample.label]
     return max(f1(sample.response, label) for label in labels)
+
+
+rewards.register("f1")(f1_reward)
 
 
 def f1(answer: str, expected: str) -> float:

@@ -23,7 +23,6 @@ _ALONE: Final = re.compile(r"(?<![\w'\\])(?P<letter>[AI](?!\s+[a-z])|[B-HJ-Z])(?
 """A capital; but the article and the pronoun, which go before another word, are no choice."""
 
 
-@rewards.register("gpqa")
 @takes_answer_as(r"\boxed{{{}}}")
 async def gpqa_reward(args: RolloutConfig, sample: Sample) -> float:  # noqa: ARG001
     r"""Return 1.0 where the response chooses the right letter, else 0.0.
@@ -45,6 +44,9 @@ async def gpqa_reward(args: RolloutConfig, sample: Sample) -> float:  # noqa: AR
         return float(chosen == right)
     text = choices.get(right, "")
     return float(bool(text) and _plain(response) == _plain(text))
+
+
+rewards.register("gpqa")(gpqa_reward)
 
 
 def chosen_letter(response: str, letters: str) -> str | None:

@@ -51,7 +51,6 @@ def label_problem(label: object) -> str | None:
     return scalar_problem(label, "math")
 
 
-@rewards.register("math")
 @keeps_time
 @takes_answer_as(r"\boxed{{{}}}")
 @checks_labels(label_problem)
@@ -73,6 +72,9 @@ async def math_reward(args: RolloutConfig, sample: Sample) -> float:  # noqa: AR
     return await graded(sample.response, [sample.label])
 
 
+rewards.register("math")(math_reward)
+
+
 def labels_problem(label: object) -> str | None:
     """Return what keeps `label`, or the labels in it, from being compared with; or None."""
     labels = label if isinstance(label, list | tuple) else [label]
@@ -81,7 +83,6 @@ def labels_problem(label: object) -> str | None:
     return next(filter(None, (scalar_problem(item, "deepscaler") for item in labels)), None)
 
 
-@rewards.register("deepscaler")
 @keeps_time
 @takes_answer_as(r"</think>\boxed{{{}}}")
 @checks_labels(labels_problem)
@@ -102,6 +103,9 @@ async def deepscaler_reward(args: RolloutConfig, sample: Sample) -> float:  # no
             labels = sample.label if isinstance(sample.label, list | tuple) else [sample.label]
             return await graded(sample.response.rpartition(mark)[2], labels)
     return 0.0
+
+
+rewards.register("deepscaler")(deepscaler_reward)
 
 
 async def graded(response: str, labels: Sequence[object]) -> float:
