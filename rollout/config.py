@@ -166,14 +166,20 @@ class RolloutConfig:
             raise ConfigError(
                 f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
             )
-        if self.group_rm and self.custom_rm_path is None:
-            raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
         for name in ("router_url", "rm_url"):
             url = getattr(self, name)
             parts = urlsplit(url or "http://unset")
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(f"{_flag(name)} {url}: expected http://HOST:PORT")
+        self._check_reward()
         self.sampling_params()
+
+    def _check_reward(self) -> None:
+        asks_grader = (self.rm_type or "").removeprefix("boxed_") in ("remote", "remote_rm")
+        if asks_grader and self.rm_url is None:
+            raise ConfigError(f"--rm-type {self.rm_type} needs --rm-url, the URL of a grader")
+        if self.group_rm and self.custom_rm_path is None:
+            raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
 
     @property
     def data(self) -> Path:

@@ -148,8 +148,10 @@ def test_calls_share_a_bounded_number_of_connections(grader: Grader, make_config
 
 
 def test_without_a_url_or_with_a_wrong_one_there_is_no_grader(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="--rm-type remote needs --rm-url"):
+        make_config(rm_url=None)
     with pytest.raises(RolloutError, match="needs --rm-url"):
-        reward(make_config(rm_url=None))
+        reward(make_config(rm_type="random", rm_url=None), metadata={"rm_type": "remote"})
     with pytest.raises(ConfigError, match="--rm-url grader"):
         make_config(rm_url="grader")
 
