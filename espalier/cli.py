@@ -37,6 +37,8 @@ class _Command:
     """`module:function` that takes the settings and fails where `run` would, for `--dry-run`."""
     unused_flags: str | None = None
     """`module:MAPPING` of flags that are taken and do nothing, with what is so instead."""
+    positional: str | None = None
+    """The flag that a first value without one is meant for."""
 
 
 _COMMANDS = {
@@ -60,6 +62,16 @@ _COMMANDS = {
         run="espalier.rollout.command:run",
         section="rollout",
         env_prefix="ESPALIER_ROLLOUT_",
+    ),
+    "report": _Command(
+        help="show a rollout's metrics as a page",
+        description="Plot reward, length, groups and speed of a run, as one HTML page.\n\n"
+        "  espalier report rollout-output",
+        settings="espalier.rollout.report:ReportSettings",
+        run="espalier.rollout.report:run",
+        section="report",
+        env_prefix="ESPALIER_REPORT_",
+        positional="--run",
     ),
     "worker": _Command(
         help="run a simulated SGLang worker, for demos and tests",
@@ -125,6 +137,8 @@ def _parsed(name: str, arguments: Sequence[str], loader: SettingsLoader[Any]) ->
     Raises: ConfigError naming the unknown ones, and never their values, which may be secrets.
     """
     command = _COMMANDS[name]
+    if command.positional and arguments and not arguments[0].startswith("-"):
+        arguments = [command.positional, *arguments]
     parser = argparse.ArgumentParser(
         prog=f"espalier {name}",
         usage=f"espalier {name} [FLAG …]",

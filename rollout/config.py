@@ -85,14 +85,27 @@ class RolloutConfig:
     sent as text and the router's radix tree tells their tokens"""
 
     rm_type: str | None = None
-    """reward: math, digit_share, random or another registered name, package.module:function or
-    package.module.function; a sample's metadata may name another one as rm_type"""
+    """reward: math, deepscaler, dapo, f1, gpqa, remote, code, random, digit_share or another registered name,
+    with boxed_ before it to grade the last box alone; package.module:function or package.module.function; a
+    sample's metadata may name another one as rm_type"""
 
     custom_rm_path: str | None = None
     """reward that goes before every rm_type"""
 
     reward_key: str | None = None
     """for rewards that return an object: the key of the number to train on"""
+
+    rm_url: str | None = None
+    """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward"""
+
+    code_rm_timeout_s: float = 10.0
+    """for the reward code: seconds that the tests of a sample may take together"""
+
+    code_rm_memory_mb: int = 1024
+    """for the reward code: MiB of memory that a program may take"""
+
+    code_rm_allow_network: bool = False
+    """for the reward code: run programs also where this machine has no way to keep them off the network"""
 
     group_rm: bool = False
     """call the reward of --custom-rm-path once a group, with the list of its samples"""
@@ -134,10 +147,11 @@ class RolloutConfig:
             "rollout_max_response_len",
             "max_dropped_groups",
             "sglang_server_concurrency",
+            "code_rm_memory_mb",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s"):
+        for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")
@@ -152,12 +166,20 @@ class RolloutConfig:
             raise ConfigError(
                 f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
             )
+        for name in ("router_url", "rm_url"):
+            url = getattr(self, name)
+            parts = urlsplit(url or "http://unset")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ConfigError(f"{_flag(name)} {url}: expected http://HOST:PORT")
+        self._check_reward()
+        self.sampling_params()
+
+    def _check_reward(self) -> None:
+        asks_grader = (self.rm_type or "").removeprefix("boxed_") in ("remote", "remote_rm")
+        if asks_grader and self.rm_url is None:
+            raise ConfigError(f"--rm-type {self.rm_type} needs --rm-url, the URL of a grader")
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
-        parts = urlsplit(self.router_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--router-url {self.router_url}: expected http://HOST:PORT")
-        self.sampling_params()
 
     @property
     def data(self) -> Path:

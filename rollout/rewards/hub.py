@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ...registry import Registry
 from ..config import RolloutConfig
 from ..problems import RewardFailed, RewardTimeout
 from ..sample import Sample
+from .boxed import last_boxed
 from .threads import in_thread, thread_slot
 
 RewardValue: TypeAlias = float | dict[str, Any]
@@ -25,6 +27,9 @@ GroupReward: TypeAlias = Callable[
 ]
 """`f(args, samples)`, plain or async: one reward for each sample, in order."""
 
+BOXED: Final = "boxed_"
+"""Before a reward's name: grade what is in the box."""
+
 
 def _reward(args: RolloutConfig, sample: Sample) -> object: ...
 
@@ -32,7 +37,20 @@ def _reward(args: RolloutConfig, sample: Sample) -> object: ...
 def _group_reward(args: RolloutConfig, samples: list[Sample]) -> object: ...
 
 
-rewards: Registry[Reward] = Registry("reward", expects=_reward)
+class RewardRegistry(Registry[Reward]):
+    """Rewards by name, and each of them as `boxed_NAME`, which grades the last box of a response alone."""
+
+    def resolve(self, spec: str) -> Reward:
+        """Return the reward that `spec` names.
+
+        Raises: PluginError as `Registry.resolve`.
+        """
+        if spec.startswith(BOXED) and spec not in self.names():
+            return boxed(super().resolve(spec.removeprefix(BOXED)))
+        return super().resolve(spec)
+
+
+rewards = RewardRegistry("reward", expects=_reward)
 """Rewards of one sample."""
 
 group_rewards: Registry[GroupReward] = Registry("group reward", expects=_group_reward)
@@ -52,6 +70,55 @@ def checks_labels(check: LabelCheck) -> Callable[[_RewardT], _RewardT]:
         return reward
 
     return decorate
+
+
+def keeps_time(reward: _RewardT) -> _RewardT:
+    """Mark a reward that bounds its own time, so that `reward_timeout_s` does not.
+
+    For those that wait for one of a few processes: the wait is no fault of the sample.
+    """
+    reward.keeps_time = True  # type: ignore[attr-defined]  # read back below
+    return reward
+
+
+def takes_answer_as(form: str) -> Callable[[_RewardT], _RewardT]:
+    """Return a decorator for rewards that look for the answer in a response: `form` is one that holds it.
+
+    `boxed_NAME` gives such a reward what was in the box as `form.format(answer)`.
+    """
+
+    def decorate(reward: _RewardT) -> _RewardT:
+        reward.answer_form = form  # type: ignore[attr-defined]  # read back below
+        return reward
+
+    return decorate
+
+
+def boxed(reward: Reward) -> Reward:
+    r"""Return the reward that grades what stands in the last `\boxed{…}`, and an empty text where none does.
+
+    Source: slime's prefix, under which `math` and `deepscaler` never find an answer: they look for the box
+    that was taken off.
+    """
+    form: str = getattr(reward, "answer_form", "{}")
+
+    @functools.wraps(reward)
+    def boxed_reward(args: RolloutConfig, sample: Sample) -> Awaitable[RewardValue] | RewardValue:
+        answer = last_boxed(sample.response)
+        bare = copy.copy(sample)
+        bare.response = "" if answer is None else form.format(answer)
+        return reward(args, bare)
+
+    if not inspect.iscoroutinefunction(reward):
+        return boxed_reward
+
+    @functools.wraps(reward)
+    async def boxed_async(args: RolloutConfig, sample: Sample) -> RewardValue:
+        result = boxed_reward(args, sample)
+        assert inspect.isawaitable(result)
+        return await result
+
+    return boxed_async
 
 
 def label_check_of(reward: Reward) -> LabelCheck | None:
@@ -129,6 +196,8 @@ def checked_reward(value: object, reward_key: str | None, name: str) -> RewardVa
 
 async def _call(function: Callable[..., Any], *arguments: object, name: str, timeout_s: float) -> object:
     """Return what `function` returns. Its time begins when it does: waiting for a thread is free."""
+    if getattr(function, "keeps_time", False) and inspect.iscoroutinefunction(function):
+        return await function(*arguments)
     if inspect.iscoroutinefunction(function):
         async with _deadline(name, timeout_s):
             return await function(*arguments)

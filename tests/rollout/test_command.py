@@ -90,9 +90,15 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rm_type": None}, "no reward is chosen: give --rm-type, one of digit_share, math, random"),
-        ({"rm_type": "maths"}, "unknown reward 'maths': known are digit_share, math, random"),
-        ({"dynamic_sampling_filter_path": "std"}, "known are check_reward_nonzero_std"),
+        (
+            {"rm_type": None},
+            "no reward is chosen: give --rm-type, one of code, dapo, deepscaler, digit_share, f1, gpqa,",
+        ),
+        ({"rm_type": "maths"}, "unknown reward 'maths': known are code, dapo, deepscaler, digit_share,"),
+        (
+            {"dynamic_sampling_filter_path": "std"},
+            "known are check_no_aborted, check_no_truncated, check_reward_nonzero_std",
+        ),
         ({"rollout_function_path": "json:dumps"}, "expected"),
         ({"custom_generate_function_path": "no_such_module:f"}, "cannot be imported"),
         ({"hf_checkpoint": Path("/no/such")}, "--hf-checkpoint /no/such"),
