@@ -11,6 +11,7 @@ from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
 from .data_source import RolloutDataSource
 from .display import StepDisplay, step_table
+from .leftovers import check_takes_back
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
 from .outputs import RolloutFnTrainOutput
@@ -42,6 +43,7 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     console = console or Console()
     with ending_as_ctrl_c():
         data_source = RolloutDataSource(config)
+        check_takes_back(config, data_source)
         rollout = _checked_plugins(config, data_source)
         asyncio.run(_check_router(config))
         with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
@@ -63,7 +65,7 @@ def _run_steps(
 ) -> int:
     for rollout_id in range(config.num_rollout):
         title = f"step {rollout_id + 1} of {config.num_rollout}"
-        display = StepDisplay(console, title, config.rollout_batch_size)
+        display = StepDisplay(console, title, config.groups_to_complete)
         try:
             with display, observing(display):
                 output = _train_output(rollout(config, rollout_id, data_source, evaluation=False))

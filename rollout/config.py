@@ -100,6 +100,16 @@ class RolloutConfig:
     dynamic_sampling_filter_path: str | None = None
     """dynamic filter, such as check_reward_nonzero_std: groups it rejects are dropped and replaced"""
 
+    over_sampling_filter_path: str | None = None
+    """over-sampling filter, such as sort_by_reward_std: with it --over-sampling-batch-size groups are
+    completed, and the first --rollout-batch-size of those that it returns are the batch"""
+
+    rollout_sample_filter_path: str | None = None
+    """function that sees the batch and may set remove_sample on samples that are not to be trained on"""
+
+    rollout_all_samples_process_path: str | None = None
+    """function that sees every group that was decided on, dropped ones included, and the data source"""
+
     custom_generate_function_path: str | None = None
     """generate function in place of the default one"""
 
@@ -124,6 +134,15 @@ class RolloutConfig:
     abort_all: bool = False
     """when a batch is complete, end everything on every worker with one call, whoever sent it: for fleets
     that this rollout has to itself; else its own requests are ended one by one"""
+
+    partial_rollout: bool = False
+    """give the groups that are cut off back to the data source: the next rollout goes on where they were"""
+
+    mask_offpolicy_in_partial_rollout: bool = False
+    """train only on what the last rollout sampled of a response; needs --partial-rollout"""
+
+    keep_surplus_groups: bool = False
+    """give complete groups beyond the batch back to the data source, for the next rollout"""
 
     def __post_init__(self) -> None:
         """Check what a single field's type cannot."""
@@ -152,12 +171,27 @@ class RolloutConfig:
             raise ConfigError(
                 f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
             )
+        self._check_leftovers()
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
         parts = urlsplit(self.router_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"--router-url {self.router_url}: expected http://HOST:PORT")
         self.sampling_params()
+
+    def _check_leftovers(self) -> None:
+        if self.mask_offpolicy_in_partial_rollout and not self.partial_rollout:
+            raise ConfigError("--mask-offpolicy-in-partial-rollout needs --partial-rollout")
+        if self.mask_offpolicy_in_partial_rollout and self.keep_surplus_groups:
+            raise ConfigError(
+                "--keep-surplus-groups keeps what --mask-offpolicy-in-partial-rollout then masks: choose one"
+            )
+        for name in ("partial_rollout", "keep_surplus_groups"):
+            if self.rollout_deterministic and getattr(self, name):
+                raise ConfigError(
+                    f"{_flag(name)} and --rollout-deterministic exclude each other: what is left over when "
+                    "a batch is complete depends on timing"
+                )
 
     @property
     def data(self) -> Path:
@@ -179,6 +213,11 @@ class RolloutConfig:
     def groups_per_submission(self) -> int:
         """Groups submitted at a time."""
         return self.over_sampling_batch_size or self.rollout_batch_size
+
+    @property
+    def groups_to_complete(self) -> int:
+        """Groups that a rollout completes: the batch, or what the over-sampling filter chooses it from."""
+        return self.groups_per_submission if self.over_sampling_filter_path else self.rollout_batch_size
 
     def sampling_params(self) -> dict[str, Any]:
         """Return the sampling parameters of every request, under SGLang's names.

@@ -23,11 +23,24 @@ DynamicFilter: TypeAlias = Callable[..., DynamicFilterOutput | bool]
 """`f(args, samples, **kwargs)`."""
 
 
+OverSamplingFilter: TypeAlias = Callable[[RolloutConfig, list[list[Sample]]], list[list[Sample]]]
+"""`f(args, groups)`: the groups, those to be kept first."""
+
+
 def _dynamic_filter(args: RolloutConfig, samples: list[Sample]) -> object: ...
 
 
 dynamic_filters: Registry[DynamicFilter] = Registry("dynamic filter", expects=_dynamic_filter)
 """Filters that drop and replace groups while a rollout runs."""
+
+
+def _over_sampling_filter(args: RolloutConfig, groups: list[list[Sample]]) -> object: ...
+
+
+over_sampling_filters: Registry[OverSamplingFilter] = Registry(
+    "over-sampling filter", expects=_over_sampling_filter
+)
+"""Filters that choose a batch among more groups than it needs."""
 
 
 def check_reward_nonzero_std(

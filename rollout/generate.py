@@ -7,13 +7,14 @@ guessed or filled in; a reply that does not tell them fails the sample.
 import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..errors import HttpError, RolloutError
 from ..sglang import GenerateReply
 from .client import RouterClient
 from .config import RolloutConfig
 from .filters import flattened
+from .leftovers import mask_earlier_tokens
 from .plugins import GenerateFn
 from .problems import (
     BadReply,
@@ -27,6 +28,9 @@ from .rewards import async_rm, batched_async_rm
 from .sample import Sample, Status
 from .seeds import stable_seed
 from .state import RolloutState, rollout_state
+
+_HALF_A_CHARACTER: Final = "\ufffd"
+"""What stands in a text for tokens that end within a character."""
 
 _UNFINISHED = (Status.PENDING, Status.ABORTED)
 _TO_REWARD = (Status.COMPLETED, Status.TRUNCATED)
@@ -64,7 +68,13 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
                 _check_prompt_length(reply, known)
             elif tokens:
                 known = await _recorded_prompt(state.client, prompt, reply, rid)
-    _append(sample, known, reply, tokens, log_probs)
+        is_torn = sample.response.endswith(_HALF_A_CHARACTER)
+        _append(sample, known, reply, tokens, log_probs)
+        if is_torn and state.tokenizer is not None:  # cut off within a character: its halves make no text
+            sample.response = state.tokenizer.decode(
+                sample.tokens[-sample.response_length :],
+                skip_special_tokens=args.rollout_skip_special_tokens,
+            )
     return sample
 
 
@@ -96,8 +106,9 @@ async def generate_and_rm(
 ) -> Sample | list[Sample]:
     """Generate `sample` and give it its reward; return it, or the samples that it was fanned out to.
 
-    A sample that is finished already is only rewarded, if it has no reward yet. What goes wrong in
-    generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
+    A sample that is finished already is only rewarded, if it has no reward yet. With
+    `mask_offpolicy_in_partial_rollout`, what it brings from earlier rollouts is masked first. What goes wrong
+    in generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
     go on. With `group_rm` the reward is left to the group.
 
     Raises: ConfigError where a plug-in is at fault; RouterUnavailable, of which no sample is guilty;
@@ -106,6 +117,7 @@ async def generate_and_rm(
     async with rollout_state(args) as state:
         samples: list[Sample] = [sample]
         fanned_out = False
+        mask_earlier_tokens(args, sample)
         try:
             if sample.status in _UNFINISHED:
                 async with state.semaphore:
@@ -204,6 +216,8 @@ async def _give_reward(args: RolloutConfig, sample: Sample) -> None:
 
 async def _give_group_reward(args: RolloutConfig, samples: list[Sample]) -> None:
     if any(sample.status not in _TO_REWARD for sample in samples):
+        return
+    if all(sample.reward is not None for sample in samples):  # kept from an earlier rollout
         return
     try:
         for sample, reward in zip(samples, await batched_async_rm(args, samples), strict=True):
