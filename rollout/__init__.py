@@ -10,6 +10,7 @@ if __name__ != "espalier.rollout":
 
 from .config import RolloutConfig
 from .data_source import DataSource, RolloutDataSource
+from .evaluation import eval_rollout, eval_rollout_single_dataset
 from .generate import generate, generate_and_rm, generate_and_rm_group
 from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
@@ -32,6 +33,8 @@ __all__ = [
     "SpecInfo",
     "Status",
     "abort",
+    "eval_rollout",
+    "eval_rollout_single_dataset",
     "generate",
     "generate_and_rm",
     "generate_and_rm_group",

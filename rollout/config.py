@@ -144,6 +144,43 @@ class RolloutConfig:
     keep_surplus_groups: bool = False
     """give complete groups beyond the batch back to the data source, for the next rollout"""
 
+    eval_prompt_data: tuple[str, ...] = ()
+    """evaluation sets, as pairs of a name and a file"""
+
+    eval_config: Path | None = None
+    """YAML file of evaluation sets with settings of their own: eval: {defaults: {…}, datasets: [{name: …,
+    path: …}]}"""
+
+    eval_interval: int | None = None
+    """evaluate after every so many steps"""
+
+    eval_function_path: str | None = None
+    """rollout function that evaluates, in place of the one that makes training samples"""
+
+    eval_dump: bool = True
+    """write the samples of an evaluation to eval/ in the output folder"""
+
+    n_samples_per_eval_prompt: int = 1
+    """samples for each prompt of an evaluation set; pass@k needs at least k"""
+
+    eval_input_key: str | None = None
+    """key of the prompt in evaluation sets; else as in training, and so are those below"""
+
+    eval_label_key: str | None = None
+    """key of the label in evaluation sets"""
+
+    eval_temperature: float | None = None
+    """sampling temperature in evaluations"""
+
+    eval_top_p: float | None = None
+    """nucleus sampling in evaluations"""
+
+    eval_top_k: int | None = None
+    """sample from this many tokens only, in evaluations"""
+
+    eval_max_response_len: int | None = None
+    """tokens a response may have in evaluations"""
+
     def __post_init__(self) -> None:
         """Check what a single field's type cannot."""
         for name in (
@@ -153,8 +190,10 @@ class RolloutConfig:
             "rollout_max_response_len",
             "max_dropped_groups",
             "sglang_server_concurrency",
+            "n_samples_per_eval_prompt",
+            "eval_interval",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s"):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ guessed or filled in; a reply that does not tell them fails the sample.
 """
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,7 +16,7 @@ from .client import RouterClient
 from .config import RolloutConfig
 from .filters import flattened
 from .leftovers import mask_earlier_tokens
-from .plugins import GenerateFn
+from .plugins import GenerateFn, generate_functions
 from .problems import (
     BadReply,
     PluginCancelled,
@@ -32,6 +33,7 @@ from .state import RolloutState, rollout_state
 _HALF_A_CHARACTER: Final = "\ufffd"
 """What stands in a text for tokens that end within a character."""
 
+_resolved = functools.lru_cache(maxsize=64)(generate_functions.resolve)
 _UNFINISHED = (Status.PENDING, Status.ABORTED)
 _TO_REWARD = (Status.COMPLETED, Status.TRUNCATED)
 
@@ -124,7 +126,7 @@ async def generate_and_rm(
                     if state.aborted:
                         sample.status = Status.ABORTED
                         return sample
-                    function = state.plugins.generate or generate
+                    function = _generate_function(args, sample)
                     result = await _generated(function, args, sample, sampling_params, evaluation=evaluation)
                 samples, fanned_out = (result, True) if isinstance(result, list) else ([result], False)
             if not args.group_rm and not state.aborted:
@@ -187,6 +189,12 @@ def _seeded(args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, A
         else {}
     )
     return {**sampling_params, **seed}
+
+
+def _generate_function(args: RolloutConfig, sample: Sample) -> GenerateFn:
+    """Return what makes `sample`: the function that it names itself, that of the settings, or `generate`."""
+    name = sample.generate_function_path or args.custom_generate_function_path
+    return generate if name is None else _resolved(name)
 
 
 async def _generated(

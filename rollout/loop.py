@@ -9,17 +9,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal, overload
 
 from ..errors import ConfigError, HttpError, RolloutError
 from .batch import Batch, Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
+from .evaluation import eval_rollout
 from .filters import MetricGatherer, call_dynamic_filter, flattened
 from .generate import generate_and_rm_group
 from .leftovers import START_ROLLOUT_ID, check_takes_back, give_back, leftover_groups
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
-from .outputs import RolloutFnTrainOutput
+from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
 from .problems import RouterUnavailable, code_of, reason_of
 from .progress import RolloutObserver, current_observer
 from .replies import TreeStats
@@ -34,21 +35,40 @@ _UNUSABLE: Final = {Status.FAILED: "failed", Status.ABORTED: "aborted", Status.P
 _log = logging.getLogger(__name__)
 
 
+@overload
+def generate_rollout(
+    args: RolloutConfig,
+    rollout_id: int,
+    data_source: DataSource,
+    evaluation: Literal[False] = ...,
+) -> RolloutFnTrainOutput: ...
+
+
+@overload
+def generate_rollout(
+    args: RolloutConfig,
+    rollout_id: int,
+    data_source: DataSource,
+    evaluation: bool,  # noqa: FBT001  slime's signature
+) -> RolloutFnTrainOutput | RolloutFnEvalOutput: ...
+
+
 def generate_rollout(
     args: RolloutConfig,
     rollout_id: int,
     data_source: DataSource,
     evaluation: bool = False,  # noqa: FBT001, FBT002  slime's signature
-) -> RolloutFnTrainOutput:
+) -> RolloutFnTrainOutput | RolloutFnEvalOutput:
     """Run one rollout to its end, on an event loop of its own, and return its groups and metrics.
 
-    What it leaves over goes back to the data source, as far as the settings say so.
+    What it leaves over goes back to the data source, as far as the settings say so. With `evaluation`, the
+    evaluation sets are run instead and the data source is left alone.
 
-    Raises: as `generate_rollout_async`; ConfigError for `evaluation`, which needs evaluation sets, and for a
-    data source without the buffer that the settings need.
+    Raises: as `generate_rollout_async` or `eval_rollout`; ConfigError for a data source without the buffer
+    that the settings need.
     """
     if evaluation:
-        raise ConfigError("this rollout function has no evaluation sets: call it with evaluation=False")
+        return asyncio.run(eval_rollout(args, rollout_id))
     check_takes_back(args, data_source)
     output, leftover = asyncio.run(generate_rollout_async(args, rollout_id, data_source.get_samples))
     give_back(data_source, leftover)

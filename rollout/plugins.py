@@ -69,6 +69,7 @@ class Plugins:
     group_reward: GroupReward | None
     dynamic_filter: DynamicFilter | None
     rollout: RolloutFn | None
+    evaluation: RolloutFn | None
     over_sampling_filter: OverSamplingFilter | None
     sample_filter: SampleFilter | None
     all_samples_process: AllSamplesProcess | None
@@ -86,6 +87,7 @@ class Plugins:
             group_reward=_maybe(group_rewards, args.custom_rm_path) if args.group_rm else None,
             dynamic_filter=_maybe(dynamic_filters, args.dynamic_sampling_filter_path),
             rollout=_maybe(rollout_functions, args.rollout_function_path),
+            evaluation=_maybe(rollout_functions, args.eval_function_path or args.rollout_function_path),
             over_sampling_filter=_maybe(over_sampling_filters, args.over_sampling_filter_path),
             sample_filter=_maybe(sample_filters, args.rollout_sample_filter_path),
             all_samples_process=_maybe(all_samples_processes, args.rollout_all_samples_process_path),

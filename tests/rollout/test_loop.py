@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from espalier.errors import ConfigError, PluginError, RolloutError
+from espalier.errors import PluginError, RolloutError
 from espalier.rollout import (
     DynamicFilterOutput,
     RolloutConfig,
@@ -398,9 +398,3 @@ def test_no_more_samples_are_generated_at_a_time_than_allowed(
 def test_without_a_tree_the_hit_rate_is_absent(fake: FakeRouter, make_config: MakeConfig) -> None:
     fake.scripted["/radix_tree/stats"] = [Scripted(404), Scripted(500, "no")]
     assert metric(rolled_out(make_config()), "rollout/tree_hit_rate") is None
-
-
-def test_evaluation_is_refused_by_the_training_rollout(make_config: MakeConfig) -> None:
-    config = make_config()
-    with pytest.raises(ConfigError, match="evaluation"):
-        generate_rollout(config, 0, RolloutDataSource(config), evaluation=True)
