@@ -47,6 +47,11 @@ class _Readiness(msgspec.Struct, frozen=True):
     healthy_workers: int = 0
 
 
+class _ModelInfo(msgspec.Struct, frozen=True):
+    weight_version: str | None = None
+
+
+_decode_model_info = msgspec.json.Decoder(_ModelInfo).decode
 _decode_readiness = msgspec.json.Decoder(_Readiness).decode
 
 
@@ -171,6 +176,14 @@ class RouterClient:
         if response.status_code not in (200, 503):
             raise refusal(self._name("GET", "/readiness"), response.status_code, response.content)
         return self._decoded(_decode_readiness, response.content, "/readiness").healthy_workers
+
+    async def weight_version(self) -> str | None:
+        """Return the weight version that the workers serve; None where the router cannot tell."""
+        async with self._answering("GET", "/model_info", CONTROL_TIMEOUT_S):
+            response = await self._control.get("/model_info")
+        if response.status_code != 200:
+            return None
+        return self._decoded(_decode_model_info, response.content, "/model_info").weight_version
 
     async def wait_for_workers(self) -> bool:
         """Wait until the router answers and has a worker; tell whether that was not so at first.

@@ -78,7 +78,18 @@ class _Run:
     console: Console
 
     def all_steps(self) -> int:
-        """Run every step, and the evaluations between them; return the exit status."""
+        """Run every step, and the evaluations between them; return the exit status.
+
+        A rollout function that has something to `close` is closed.
+        """
+        try:
+            return self._steps_and_evaluations()
+        finally:
+            close = getattr(self.rollout, "close", None)
+            if callable(close):
+                close()
+
+    def _steps_and_evaluations(self) -> int:
         interval = self.config.eval_interval
         for rollout_id in range(self.config.num_rollout):
             status = self._step(rollout_id)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
@@ -144,6 +144,16 @@ class RolloutConfig:
     keep_surplus_groups: bool = False
     """give complete groups beyond the batch back to the data source, for the next rollout"""
 
+    fully_async_max_groups: int | None = None
+    """fully_async: groups that are under way or wait for the trainer, at most; twice those submitted at a
+    time where it is not given"""
+
+    max_weight_staleness: int | None = None
+    """fully_async: weight updates that a group's oldest weights may be behind; any number where not given"""
+
+    stale_group_policy: Literal["drop", "retry"] = "drop"
+    """fully_async: what becomes of groups that are too old: thrown away, or generated again"""
+
     eval_prompt_data: tuple[str, ...] = ()
     """evaluation sets, as pairs of a name and a file"""
 
@@ -211,12 +221,22 @@ class RolloutConfig:
                 f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
             )
         self._check_leftovers()
+        self._check_fully_async()
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
         parts = urlsplit(self.router_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"--router-url {self.router_url}: expected http://HOST:PORT")
         self.sampling_params()
+
+    def _check_fully_async(self) -> None:
+        limit, staleness = self.fully_async_max_groups, self.max_weight_staleness
+        if limit is not None and limit < self.rollout_batch_size:
+            raise ConfigError(
+                f"--fully-async-max-groups {limit} is below --rollout-batch-size {self.rollout_batch_size}"
+            )
+        if staleness is not None and staleness < 0:
+            raise ConfigError(f"--max-weight-staleness must be 0 or more, not {staleness}")
 
     def _check_leftovers(self) -> None:
         if self.mask_offpolicy_in_partial_rollout and not self.partial_rollout:
@@ -252,6 +272,11 @@ class RolloutConfig:
     def groups_per_submission(self) -> int:
         """Groups submitted at a time."""
         return self.over_sampling_batch_size or self.rollout_batch_size
+
+    @property
+    def groups_at_a_time(self) -> int:
+        """Groups that fully_async has under way or waiting, at most."""
+        return self.fully_async_max_groups or 2 * self.groups_per_submission
 
     @property
     def groups_to_complete(self) -> int:

@@ -9,28 +9,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, Literal, overload
+from typing import Literal, overload
 
-from ..errors import ConfigError, HttpError, RolloutError
+from ..errors import HttpError, RolloutError
 from .batch import Batch, Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
 from .evaluation import eval_rollout
-from .filters import MetricGatherer, call_dynamic_filter, flattened
+from .filters import MetricGatherer
 from .generate import generate_and_rm_group
 from .leftovers import START_ROLLOUT_ID, check_takes_back, give_back, leftover_groups
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
-from .problems import RouterUnavailable, code_of, reason_of
+from .problems import reason_of
 from .progress import RolloutObserver, current_observer
 from .replies import TreeStats
-from .sample import Sample, Status
+from .sample import Sample
 from .selection import chosen_groups, mark_and_show
-from .state import GroupTask, RolloutState, rollout_state
+from .state import RolloutState, rollout_state
 from .stopping import abort
-
-_UNUSABLE: Final = {Status.FAILED: "failed", Status.ABORTED: "aborted", Status.PENDING: "unfinished"}
-"""Why a group with such a sample is dropped: it has no reward to compare. A failed one may know better."""
+from .verdicts import ABORTED, verdict_of
 
 _log = logging.getLogger(__name__)
 
@@ -171,9 +169,9 @@ class _Run:
         done, _ = await asyncio.wait(state.pendings, return_when=asyncio.FIRST_COMPLETED)
         for task in sorted(done, key=lambda task: state.pendings[task][0]):
             position, group = state.pendings.pop(task)
-            verdict = _verdict(state, task)
+            verdict = verdict_of(state, task)
             self._count_tokens(position, verdict)
-            if verdict.drop_reason == _UNUSABLE[Status.ABORTED]:
+            if verdict.drop_reason == ABORTED:
                 self.interrupted.append(group)
             if state.plugins.all_samples_process is not None and verdict.samples:
                 self._decided.append((position, verdict.samples))
@@ -207,37 +205,6 @@ def _trained_tokens(args: RolloutConfig, group: list[Sample]) -> int:
 
 def _resumed(groups: list[list[Sample]]) -> int:
     return sum(START_ROLLOUT_ID in sample.metadata for group in groups for sample in group)
-
-
-def _verdict(state: RolloutState, task: GroupTask) -> Verdict:
-    try:
-        samples = flattened(task.result())
-    except (ConfigError, RouterUnavailable):
-        raise
-    except Exception as error:  # noqa: BLE001  one group's trouble is not the rollout's
-        return Verdict([], code_of(error), problem=reason_of(error))
-    for status, reason in _UNUSABLE.items():
-        found = next((sample for sample in samples if sample.status is status), None)
-        if found is not None:
-            return Verdict(
-                samples,
-                str(found.metadata.get("error_code", reason)) if status is Status.FAILED else reason,
-                problem=found.metadata.get("error"),
-            )
-    try:
-        output = call_dynamic_filter(state.plugins.dynamic_filter, state.args, samples)
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001  a plug-in's; it becomes the group's
-        return Verdict(samples, "filter_raised", problem=reason_of(error))
-    if output.keep:
-        return Verdict(samples)
-    return Verdict(
-        samples,
-        output.reason or "unspecified",
-        by_filter=True,
-        keep_when_insufficient=output.keep_when_insufficient,
-    )
 
 
 def _check_progress(batch: Batch, max_dropped_groups: int) -> None:
