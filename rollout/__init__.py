@@ -20,6 +20,7 @@ from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
 from .sleep import sleep_rollout
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
+from .streaming import generate_streaming
 
 __all__ = [
     "DataSource",
@@ -44,6 +45,7 @@ __all__ = [
     "generate_functions",
     "generate_rollout",
     "generate_rollout_async",
+    "generate_streaming",
     "rollout_functions",
     "rollout_state",
     "sleep_rollout",

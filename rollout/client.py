@@ -16,6 +16,7 @@ import msgspec
 
 from ..errors import HttpError, RolloutError, UpstreamError, UpstreamTimeout
 from ..sglang import GenerateReply, decode_reply
+from .events import EventSplitter
 from .outage import Outages
 from .problems import NotRecorded, Refused, RouterUnreachable
 from .replies import (
@@ -131,6 +132,25 @@ class RouterClient:
         body = await self._post(self._generation, "/generate", payload, self._request_timeout_s, headers)
         return self._decoded(decode_reply, body, "/generate")
 
+    async def stream(
+        self, payload: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[bytes]:
+        """POST `/generate` for a stream; yield the data of each event as it comes.
+
+        Leaving the iterator closes the connection, on which the router aborts the request at its worker.
+
+        Raises: BadReply also, where an event is too long.
+        """
+        body = _encode_json({**payload, "stream": True})
+        fields = {"content-type": "application/json", **(headers or {})}
+        events = EventSplitter()
+        async with self._answering("POST", "/generate", self._request_timeout_s):
+            response = await self._send(self._generation, "/generate", body, fields, is_stream=True)
+            async with contextlib.aclosing(response):
+                async for chunk in response.aiter_bytes():
+                    for data in events.feed(chunk):
+                        yield data
+
     async def retrieve_from_text(self, text: str, rid: str) -> RecordedText:
         """Return the recorded tokens of `text`, which ends with what request `rid` sampled.
 
@@ -227,16 +247,26 @@ class RouterClient:
         fields = {"content-type": "application/json", **(headers or {})}
         body = _encode_json(payload)
         async with self._answering("POST", path, timeout_s):
-            return await self._send(client, path, body, fields)
+            return (await self._send(client, path, body, fields)).content
 
     async def _send(
-        self, client: httpx.AsyncClient, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> bytes:
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        is_stream: bool = False,
+    ) -> httpx.Response:
+        """Send until there is a reply that is a success; of a stream, only its head has come then."""
         failures = waits = 0
         while True:
             retry_after = None
             try:
-                response = await client.post(path, content=body, headers=headers)
+                request = client.build_request("POST", path, content=body, headers=headers)
+                response = await client.send(request, stream=is_stream)
+                if response.status_code >= 300:
+                    await response.aread()
             except httpx.TransportError as error:
                 problem = connect_problem(error)
                 if problem is None:
@@ -247,7 +277,7 @@ class RouterClient:
             else:
                 if response.status_code < 300:
                     self._note_reply(path)
-                    return response.content
+                    return response
                 is_waited_for = self._waits_for_worker(path, response)
                 is_busy = response.status_code in _RETRIED_STATUSES
                 if not is_waited_for and (not is_busy or failures + 1 >= self._retry.attempts):

@@ -7,8 +7,8 @@ guessed or filled in; a reply that does not tell them fails the sample.
 import asyncio
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from ..errors import HttpError, RolloutError
 from ..sglang import GenerateReply
@@ -33,6 +33,11 @@ from .state import RolloutState, rollout_state
 _HALF_A_CHARACTER: Final = "\ufffd"
 """What stands in a text for tokens that end within a character."""
 
+Ask: TypeAlias = Callable[
+    [RouterClient, Mapping[str, Any], Mapping[str, str] | None], Awaitable[GenerateReply]
+]
+"""`async f(client, payload, headers)`: the reply to one generation."""
+
 _resolved = functools.lru_cache(maxsize=64)(generate_functions.resolve)
 _UNFINISHED = (Status.PENDING, Status.ABORTED)
 _TO_REWARD = (Status.COMPLETED, Status.TRUNCATED)
@@ -49,6 +54,13 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
     RolloutErrors too, where the reply does not hold what it must; UpstreamError where the router fails;
     RouterUnavailable where it stays away. The sample is then unchanged.
     """
+    return await generate_by(RouterClient.generate, args, sample, sampling_params)
+
+
+async def generate_by(
+    ask: Ask, args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, Any]
+) -> Sample:
+    """Do what `generate` does, with another way to `ask` the router."""
     if sample.status not in _UNFINISHED:
         raise RolloutError(f"sample {sample.index} is {sample.status} already")
     budget = sampling_params["max_new_tokens"] - sample.response_length
@@ -64,7 +76,7 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
         payload |= {"input_ids": known} if known else {"text": prompt}
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
-            reply = await state.client.generate(payload | {"rid": rid}, headers)
+            reply = await ask(state.client, payload | {"rid": rid}, headers)
             tokens, log_probs = sampled(reply)
             if known:
                 _check_prompt_length(reply, known)
