@@ -6,11 +6,14 @@ Source: slime's `sleep_rollout`.
 """
 
 import threading
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from .config import RolloutConfig
 from .data_source import DataSource
 from .plugins import rollout_functions
+
+LOOK_UP_S: Final = 0.5
+"""Time between looks at signals: one that another thread got does not wake this one."""
 
 
 @rollout_functions.register("sleep")
@@ -21,5 +24,6 @@ def sleep_rollout(
     evaluation: bool = False,  # noqa: ARG001, FBT001, FBT002  slime's signature
 ) -> NoReturn:
     """Wait for ever; Ctrl-C and signals that mean the same end it."""
+    never = threading.Event()
     while True:
-        threading.Event().wait()
+        never.wait(LOOK_UP_S)
