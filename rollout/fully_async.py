@@ -82,6 +82,7 @@ class _Producer:
         """Groups under way, as they were when they were submitted."""
         self._history = WeightHistory()
         self._news = _Taken()
+        self._rollout_id = 0
         self._dropped_in_a_row = 0
         self._positions = 0
         self._error: BaseException | None = None
@@ -99,8 +100,9 @@ class _Producer:
         async with self._changed:
             self._changed.notify_all()
 
-    async def take(self, count: int) -> _Taken:
+    async def take(self, count: int, rollout_id: int) -> _Taken:
         """Wait for `count` groups that are fresh enough, and hand them out, oldest first."""
+        self._rollout_id = rollout_id
         with contextlib.suppress(HttpError, RolloutError):
             self._history.note(await self._state.client.weight_version())
         async with self._changed:
@@ -120,9 +122,11 @@ class _Producer:
 
     async def close(self) -> list[Group]:
         """End what is under way; return the groups to give back to the data source."""
-        cut_off = await abort(self._args, 0)
+        cut_off = await abort(self._args, self._rollout_id)
         surplus = [ready.samples for ready in self._ready]
-        return leftover_groups(self._args, 0, cut_off=[*self._retries, *cut_off], surplus=surplus)
+        return leftover_groups(
+            self._args, self._rollout_id, cut_off=[*self._retries, *cut_off], surplus=surplus
+        )
 
     def _submit(self) -> None:
         state, limit = self._state, self._args.groups_at_a_time
@@ -228,7 +232,7 @@ class FullyAsyncRollout:
             self._thread = _ProducerThread(args, data_source)
         began_s = time.monotonic()
         try:
-            taken = self._thread.take(args.rollout_batch_size)
+            taken = self._thread.take(args.rollout_batch_size, rollout_id)
         except BaseException:
             self.close()
             raise
@@ -271,9 +275,9 @@ class _ProducerThread:
         """Tell whether the producer works with these, and lives."""
         return args == self._args and data_source is self._data_source and self._thread.is_alive()
 
-    def take(self, count: int) -> _Taken:
+    def take(self, count: int, rollout_id: int) -> _Taken:
         """Wait for a batch."""
-        return self._call(self._producer.take(count))
+        return self._call(self._producer.take(count, rollout_id))
 
     def close(self) -> None:
         """End the producer and its thread, and give back what it has."""

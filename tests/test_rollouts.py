@@ -12,12 +12,14 @@ import httpx
 import pytest
 from rich.console import Console
 
-from espalier.rollout import RolloutConfig, Sample, generate_rollout
+from espalier.rollout import RolloutConfig, Sample, generate, generate_rollout
 from espalier.rollout.client import RouterClient
 from espalier.rollout.command import run
+from tests.engine.workers import EngineWorker
 from tests.rollout.test_leftovers import BufferedSource
 from tests.router.running import router
 from tests.simulator.workers import INSTANT, SLOW, eventually, running_worker
+from tests.test_exact_tokens import router as witnessed_router
 
 PROBLEMS = Path(__file__).parent.parent / "examples" / "data" / "arithmetic.jsonl"
 
@@ -105,6 +107,56 @@ def test_partial_rollouts_keep_every_token_over_a_weight_update(tmp_path: Path) 
         assert spans[0] == ("default", 0, len(log_probs))
         assert spans[-1][2] == sample.response_length
         assert sample.metadata["start_rollout_id"] == 0
+
+
+async def uneven(args: RolloutConfig, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    """Let the first four samples end early, and so the others be cut off."""
+    limit = 4 if (sample.index or 0) < 4 else 400
+    return await generate(args, sample, {**sampling_params, "max_new_tokens": limit, "ignore_eos": True})
+
+
+@pytest.mark.engine
+def test_partial_rollouts_on_real_workers_read_exactly_what_was_sampled_before(
+    engine_workers: tuple[EngineWorker, ...], tmp_path: Path
+) -> None:
+    with witnessed_router(engine_workers) as (url, seen):
+        config = config_of(
+            url,
+            tmp_path,
+            rm_type="digit_share",
+            partial_rollout=True,
+            mask_offpolicy_in_partial_rollout=True,
+            n_samples_per_prompt=1,
+            over_sampling_batch_size=16,
+            custom_generate_function_path=f"{__name__}:uneven",
+        )
+        source = BufferedSource(config)
+        generate_rollout(config, 0, source)
+        begun = {
+            sample.index: (list(sample.tokens), sample.response_length)
+            for group in source.buffer
+            for sample in group
+            if sample.status is Sample.Status.ABORTED and sample.response_length
+        }
+        assert begun
+        for worker in engine_workers:
+            reply = httpx.post(f"{worker.url}/update_weight_version", json={"new_version": "after"})
+            reply.raise_for_status()
+        everything = dataclasses.replace(
+            config, rollout_batch_size=len(source.buffer), over_sampling_batch_size=None
+        )
+        output = generate_rollout(everything, 1, source)
+    resumed = [sample for group in output.samples for sample in group if sample.index in begun]
+    assert len(resumed) == len(begun)
+    read_and_sampled = {tuple(seen.read_and_sampled(rid)) for rid in seen.said}
+    for sample in resumed:
+        tokens, count = begun[sample.index]
+        assert sample.tokens[: len(tokens)] == tokens
+        assert tuple(tokens) in read_and_sampled
+        assert tuple(sample.tokens) in read_and_sampled
+        assert sample.response_length == 400
+        assert sample.loss_mask == [0] * count + [1] * (400 - count)
+        assert sample.weight_versions[0] != sample.weight_versions[-1] == "after"
 
 
 def test_a_call_that_is_cancelled_ends_on_its_worker() -> None:
