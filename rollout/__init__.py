@@ -10,13 +10,17 @@ if __name__ != "espalier.rollout":
 
 from .config import RolloutConfig
 from .data_source import DataSource, RolloutDataSource
+from .evaluation import eval_rollout, eval_rollout_single_dataset
+from .fully_async import fully_async
 from .generate import generate, generate_and_rm, generate_and_rm_group
 from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import generate_functions, rollout_functions
 from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
+from .sleep import sleep_rollout
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
+from .streaming import generate_streaming
 
 __all__ = [
     "DataSource",
@@ -32,12 +36,17 @@ __all__ = [
     "SpecInfo",
     "Status",
     "abort",
+    "eval_rollout",
+    "eval_rollout_single_dataset",
+    "fully_async",
     "generate",
     "generate_and_rm",
     "generate_and_rm_group",
     "generate_functions",
     "generate_rollout",
     "generate_rollout_async",
+    "generate_streaming",
     "rollout_functions",
     "rollout_state",
+    "sleep_rollout",
 ]

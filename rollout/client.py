@@ -16,6 +16,7 @@ import msgspec
 
 from ..errors import HttpError, RolloutError, UpstreamError, UpstreamTimeout
 from ..sglang import GenerateReply, decode_reply
+from .events import EventSplitter
 from .outage import Outages
 from .problems import NotRecorded, Refused, RouterUnreachable
 from .replies import (
@@ -47,6 +48,11 @@ class _Readiness(msgspec.Struct, frozen=True):
     healthy_workers: int = 0
 
 
+class _ModelInfo(msgspec.Struct, frozen=True):
+    weight_version: str | None = None
+
+
+_decode_model_info = msgspec.json.Decoder(_ModelInfo).decode
 _decode_readiness = msgspec.json.Decoder(_Readiness).decode
 
 
@@ -126,6 +132,25 @@ class RouterClient:
         body = await self._post(self._generation, "/generate", payload, self._request_timeout_s, headers)
         return self._decoded(decode_reply, body, "/generate")
 
+    async def stream(
+        self, payload: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[bytes]:
+        """POST `/generate` for a stream; yield the data of each event as it comes.
+
+        Leaving the iterator closes the connection, on which the router aborts the request at its worker.
+
+        Raises: BadReply also, where an event is too long.
+        """
+        body = _encode_json({**payload, "stream": True})
+        fields = {"content-type": "application/json", **(headers or {})}
+        events = EventSplitter()
+        async with self._answering("POST", "/generate", self._request_timeout_s):
+            response = await self._send(self._generation, "/generate", body, fields, is_stream=True)
+            async with contextlib.aclosing(response):
+                async for chunk in response.aiter_bytes():
+                    for data in events.feed(chunk):
+                        yield data
+
     async def retrieve_from_text(self, text: str, rid: str) -> RecordedText:
         """Return the recorded tokens of `text`, which ends with what request `rid` sampled.
 
@@ -172,6 +197,14 @@ class RouterClient:
             raise refusal(self._name("GET", "/readiness"), response.status_code, response.content)
         return self._decoded(_decode_readiness, response.content, "/readiness").healthy_workers
 
+    async def weight_version(self) -> str | None:
+        """Return the weight version that the workers serve; None where the router cannot tell."""
+        async with self._answering("GET", "/model_info", CONTROL_TIMEOUT_S):
+            response = await self._control.get("/model_info")
+        if response.status_code != 200:
+            return None
+        return self._decoded(_decode_model_info, response.content, "/model_info").weight_version
+
     async def wait_for_workers(self) -> bool:
         """Wait until the router answers and has a worker; tell whether that was not so at first.
 
@@ -214,16 +247,26 @@ class RouterClient:
         fields = {"content-type": "application/json", **(headers or {})}
         body = _encode_json(payload)
         async with self._answering("POST", path, timeout_s):
-            return await self._send(client, path, body, fields)
+            return (await self._send(client, path, body, fields)).content
 
     async def _send(
-        self, client: httpx.AsyncClient, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> bytes:
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        is_stream: bool = False,
+    ) -> httpx.Response:
+        """Send until there is a reply that is a success; of a stream, only its head has come then."""
         failures = waits = 0
         while True:
             retry_after = None
             try:
-                response = await client.post(path, content=body, headers=headers)
+                request = client.build_request("POST", path, content=body, headers=headers)
+                response = await client.send(request, stream=is_stream)
+                if response.status_code >= 300:
+                    await response.aread()
             except httpx.TransportError as error:
                 problem = connect_problem(error)
                 if problem is None:
@@ -234,7 +277,7 @@ class RouterClient:
             else:
                 if response.status_code < 300:
                     self._note_reply(path)
-                    return response.content
+                    return response
                 is_waited_for = self._waits_for_worker(path, response)
                 is_busy = response.status_code in _RETRIED_STATUSES
                 if not is_waited_for and (not is_busy or failures + 1 >= self._retry.attempts):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from rich.console import Console
@@ -10,10 +11,12 @@ from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginErr
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
 from .data_source import RolloutDataSource
-from .display import StepDisplay, step_table
+from .display import StepDisplay, eval_table, step_table
+from .evaluation import check_evaluation
+from .leftovers import check_takes_back
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
-from .outputs import RolloutFnTrainOutput
+from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import Plugins, RolloutFn
 from .problems import Unsavable
 from .progress import observing
@@ -42,10 +45,19 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     console = console or Console()
     with ending_as_ctrl_c():
         data_source = RolloutDataSource(config)
-        rollout = _checked_plugins(config, data_source)
+        check_takes_back(config, data_source)
+        check_takes_back(config, data_source)
+        rollout, evaluation = _checked_plugins(config, data_source)
         asyncio.run(_check_router(config))
         with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
-            status = _run_steps(config, rollout, data_source, writer, console)
+            status = _Run(
+                config=config,
+                rollout=rollout,
+                evaluation=evaluation,
+                data_source=data_source,
+                writer=writer,
+                console=console,
+            ).all_steps()
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
                 console.print(f"metrics: {writer.metrics_path}", highlight=False, soft_wrap=True)
@@ -54,33 +66,76 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     return status
 
 
-def _run_steps(
-    config: RolloutConfig,
-    rollout: RolloutFn,
-    data_source: RolloutDataSource,
-    writer: RunWriter,
-    console: Console,
-) -> int:
-    for rollout_id in range(config.num_rollout):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A run of the command, once everything is checked."""
+
+    config: RolloutConfig
+    rollout: RolloutFn
+    evaluation: RolloutFn
+    data_source: RolloutDataSource
+    writer: RunWriter
+    console: Console
+
+    def all_steps(self) -> int:
+        """Run every step, and the evaluations between them; return the exit status.
+
+        A rollout function that has something to `close` is closed.
+        """
+        try:
+            return self._steps_and_evaluations()
+        finally:
+            close = getattr(self.rollout, "close", None)
+            if callable(close):
+                close()
+
+    def _steps_and_evaluations(self) -> int:
+        interval = self.config.eval_interval
+        for rollout_id in range(self.config.num_rollout):
+            status = self._step(rollout_id)
+            if not status and interval is not None and (rollout_id + 1) % interval == 0:
+                status = self._evaluate(rollout_id)
+            if status:
+                return status
+        return 0
+
+    def _step(self, rollout_id: int) -> int:
+        config, writer = self.config, self.writer
         title = f"step {rollout_id + 1} of {config.num_rollout}"
-        display = StepDisplay(console, title, config.rollout_batch_size)
+        display = StepDisplay(self.console, title, config.groups_to_complete)
         try:
             with display, observing(display):
-                output = _train_output(rollout(config, rollout_id, data_source, evaluation=False))
+                output = _train_output(self.rollout(config, rollout_id, self.data_source, evaluation=False))
             metrics = _save(config, writer, rollout_id, output, display)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  it is raised again where it is not for a person
             saved = _saved_early(config, writer, rollout_id, display)
-            ended = f"{title} ended early; {saved} of its groups are saved"
-            if isinstance(error, KeyboardInterrupt):
-                console.print(f"interrupted: {ended}", highlight=False)
-                return EXIT_INTERRUPTED
-            console.print(f"[bold red]error:[/] {ended}", highlight=False)
-            if isinstance(error, EspalierError) and not isinstance(error, ConfigError):
-                console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-                return EXIT_FAILED
-            raise
-        console.print(step_table(title, metrics))
-    return 0
+            return self._end(error, f"{title} ended early; {saved} of its groups are saved")
+        self.console.print(step_table(title, metrics))
+        return 0
+
+    def _evaluate(self, rollout_id: int) -> int:
+        title = f"evaluation after step {rollout_id + 1}"
+        display = StepDisplay(self.console, title, self.config.groups_to_complete)
+        try:
+            with observing(display):
+                output = self.evaluation(self.config, rollout_id, self.data_source, evaluation=True)
+            metrics = _numbers(_eval_metrics(output), display)
+            self.writer.write(rollout_id, b"", metrics)
+        except BaseException as error:  # noqa: BLE001  as above
+            return self._end(error, f"{title} ended early; the step is saved")
+        self.console.print(eval_table(title, metrics))
+        return 0
+
+    def _end(self, error: BaseException, ended: str) -> int:
+        """Say what ended and return the exit status; an error that says nothing to a person is raised."""
+        if isinstance(error, KeyboardInterrupt):
+            self.console.print(f"interrupted: {ended}", highlight=False)
+            return EXIT_INTERRUPTED
+        self.console.print(f"[bold red]error:[/] {ended}", highlight=False)
+        if isinstance(error, EspalierError) and not isinstance(error, ConfigError):
+            self.console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            return EXIT_FAILED
+        raise error
 
 
 def _saved_early(config: RolloutConfig, writer: RunWriter, rollout_id: int, display: StepDisplay) -> int:
@@ -136,7 +191,8 @@ def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:
     return numbers
 
 
-def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> RolloutFn:
+def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> tuple[RolloutFn, RolloutFn]:
+    """Return the functions that make training samples and that evaluate, once all plug-ins are checked."""
     plugins = Plugins.resolve(config)
     for name in data_source.reward_names():
         rewards.resolve(name)
@@ -146,7 +202,9 @@ def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> R
         _check_labels(config, data_source)
     if config.hf_checkpoint is not None:
         load_tokenizer(config.hf_checkpoint)
-    return plugins.rollout or generate_rollout
+    if config.eval_interval is not None and config.eval_function_path is None:
+        check_evaluation(config)
+    return plugins.rollout or generate_rollout, plugins.evaluation or generate_rollout
 
 
 def _check_labels(config: RolloutConfig, data_source: RolloutDataSource) -> None:
@@ -192,3 +250,11 @@ def _train_output(output: object) -> RolloutFnTrainOutput:
     if isinstance(output, list):
         return RolloutFnTrainOutput(samples=output)
     raise PluginError(f"the rollout function must return a RolloutFnTrainOutput, not {type(output).__name__}")
+
+
+def _eval_metrics(output: object) -> Mapping[str, object]:
+    if isinstance(output, RolloutFnEvalOutput):
+        return output.metrics or {}
+    raise PluginError(
+        f"the evaluation function must return a RolloutFnEvalOutput, not {type(output).__name__}"
+    )

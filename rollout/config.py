@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
@@ -113,6 +113,16 @@ class RolloutConfig:
     dynamic_sampling_filter_path: str | None = None
     """dynamic filter, such as check_reward_nonzero_std: groups it rejects are dropped and replaced"""
 
+    over_sampling_filter_path: str | None = None
+    """over-sampling filter, such as sort_by_reward_std: with it --over-sampling-batch-size groups are
+    completed, and the first --rollout-batch-size of those that it returns are the batch"""
+
+    rollout_sample_filter_path: str | None = None
+    """function that sees the batch and may set remove_sample on samples that are not to be trained on"""
+
+    rollout_all_samples_process_path: str | None = None
+    """function that sees every group that was decided on, dropped ones included, and the data source"""
+
     custom_generate_function_path: str | None = None
     """generate function in place of the default one"""
 
@@ -138,6 +148,62 @@ class RolloutConfig:
     """when a batch is complete, end everything on every worker with one call, whoever sent it: for fleets
     that this rollout has to itself; else its own requests are ended one by one"""
 
+    partial_rollout: bool = False
+    """give the groups that are cut off back to the data source: the next rollout goes on where they were"""
+
+    mask_offpolicy_in_partial_rollout: bool = False
+    """train only on what the last rollout sampled of a response; needs --partial-rollout"""
+
+    keep_surplus_groups: bool = False
+    """give complete groups beyond the batch back to the data source, for the next rollout"""
+
+    fully_async_max_groups: int | None = None
+    """fully_async: groups that are under way or wait for the trainer, at most; twice those submitted at a
+    time where it is not given"""
+
+    max_weight_staleness: int | None = None
+    """fully_async: weight updates that a group's oldest weights may be behind; any number where not given"""
+
+    stale_group_policy: Literal["drop", "retry"] = "drop"
+    """fully_async: what becomes of groups that are too old: thrown away, or generated again"""
+
+    eval_prompt_data: tuple[str, ...] = ()
+    """evaluation sets, as pairs of a name and a file"""
+
+    eval_config: Path | None = None
+    """YAML file of evaluation sets with settings of their own: eval: {defaults: {…}, datasets: [{name: …,
+    path: …}]}"""
+
+    eval_interval: int | None = None
+    """evaluate after every so many steps"""
+
+    eval_function_path: str | None = None
+    """rollout function that evaluates, in place of the one that makes training samples"""
+
+    eval_dump: bool = True
+    """write the samples of an evaluation to eval/ in the output folder"""
+
+    n_samples_per_eval_prompt: int = 1
+    """samples for each prompt of an evaluation set; pass@k needs at least k"""
+
+    eval_input_key: str | None = None
+    """key of the prompt in evaluation sets; else as in training, and so are those below"""
+
+    eval_label_key: str | None = None
+    """key of the label in evaluation sets"""
+
+    eval_temperature: float | None = None
+    """sampling temperature in evaluations"""
+
+    eval_top_p: float | None = None
+    """nucleus sampling in evaluations"""
+
+    eval_top_k: int | None = None
+    """sample from this many tokens only, in evaluations"""
+
+    eval_max_response_len: int | None = None
+    """tokens a response may have in evaluations"""
+
     def __post_init__(self) -> None:
         """Check what a single field's type cannot."""
         for name in (
@@ -148,8 +214,10 @@ class RolloutConfig:
             "max_dropped_groups",
             "sglang_server_concurrency",
             "code_rm_memory_mb",
+            "n_samples_per_eval_prompt",
+            "eval_interval",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"):
             value = getattr(self, name)
@@ -172,6 +240,8 @@ class RolloutConfig:
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(f"{_flag(name)} {url}: expected http://HOST:PORT")
         self._check_reward()
+        self._check_leftovers()
+        self._check_fully_async()
         self.sampling_params()
 
     def _check_reward(self) -> None:
@@ -180,6 +250,29 @@ class RolloutConfig:
             raise ConfigError(f"--rm-type {self.rm_type} needs --rm-url, the URL of a grader")
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
+
+    def _check_fully_async(self) -> None:
+        limit, staleness = self.fully_async_max_groups, self.max_weight_staleness
+        if limit is not None and limit < self.rollout_batch_size:
+            raise ConfigError(
+                f"--fully-async-max-groups {limit} is below --rollout-batch-size {self.rollout_batch_size}"
+            )
+        if staleness is not None and staleness < 0:
+            raise ConfigError(f"--max-weight-staleness must be 0 or more, not {staleness}")
+
+    def _check_leftovers(self) -> None:
+        if self.mask_offpolicy_in_partial_rollout and not self.partial_rollout:
+            raise ConfigError("--mask-offpolicy-in-partial-rollout needs --partial-rollout")
+        if self.mask_offpolicy_in_partial_rollout and self.keep_surplus_groups:
+            raise ConfigError(
+                "--keep-surplus-groups keeps what --mask-offpolicy-in-partial-rollout then masks: choose one"
+            )
+        for name in ("partial_rollout", "keep_surplus_groups"):
+            if self.rollout_deterministic and getattr(self, name):
+                raise ConfigError(
+                    f"{_flag(name)} and --rollout-deterministic exclude each other: what is left over when "
+                    "a batch is complete depends on timing"
+                )
 
     @property
     def data(self) -> Path:
@@ -201,6 +294,16 @@ class RolloutConfig:
     def groups_per_submission(self) -> int:
         """Groups submitted at a time."""
         return self.over_sampling_batch_size or self.rollout_batch_size
+
+    @property
+    def groups_at_a_time(self) -> int:
+        """Groups that fully_async has under way or waiting, at most."""
+        return self.fully_async_max_groups or 2 * self.groups_per_submission
+
+    @property
+    def groups_to_complete(self) -> int:
+        """Groups that a rollout completes: the batch, or what the over-sampling filter chooses it from."""
+        return self.groups_per_submission if self.over_sampling_filter_path else self.rollout_batch_size
 
     def sampling_params(self) -> dict[str, Any]:
         """Return the sampling parameters of every request, under SGLang's names.

@@ -125,6 +125,16 @@ def step_table(title: str, metrics: Metrics) -> Table:
     return table
 
 
+def eval_table(title: str, metrics: Metrics) -> Table:
+    """Return the table of an evaluation: every metric that there is, in its order."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in metrics.items():
+        table.add_row(escape(name), _number(value, ".4g"))
+    return table
+
+
 def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 

@@ -5,16 +5,18 @@ guessed or filled in; a reply that does not tell them fails the sample.
 """
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from ..errors import HttpError, RolloutError
 from ..sglang import GenerateReply
 from .client import RouterClient
 from .config import RolloutConfig
 from .filters import flattened
-from .plugins import GenerateFn
+from .leftovers import mask_earlier_tokens
+from .plugins import GenerateFn, generate_functions
 from .problems import (
     BadReply,
     PluginCancelled,
@@ -28,6 +30,15 @@ from .sample import Sample, Status
 from .seeds import stable_seed
 from .state import RolloutState, rollout_state
 
+_HALF_A_CHARACTER: Final = "\ufffd"
+"""What stands in a text for tokens that end within a character."""
+
+Ask: TypeAlias = Callable[
+    [RouterClient, Mapping[str, Any], Mapping[str, str] | None], Awaitable[GenerateReply]
+]
+"""`async f(client, payload, headers)`: the reply to one generation."""
+
+_resolved = functools.lru_cache(maxsize=64)(generate_functions.resolve)
 _UNFINISHED = (Status.PENDING, Status.ABORTED)
 _TO_REWARD = (Status.COMPLETED, Status.TRUNCATED)
 
@@ -43,6 +54,13 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
     RolloutErrors too, where the reply does not hold what it must; UpstreamError where the router fails;
     RouterUnavailable where it stays away. The sample is then unchanged.
     """
+    return await generate_by(RouterClient.generate, args, sample, sampling_params)
+
+
+async def generate_by(
+    ask: Ask, args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, Any]
+) -> Sample:
+    """Do what `generate` does, with another way to `ask` the router."""
     if sample.status not in _UNFINISHED:
         raise RolloutError(f"sample {sample.index} is {sample.status} already")
     budget = sampling_params["max_new_tokens"] - sample.response_length
@@ -58,13 +76,19 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
         payload |= {"input_ids": known} if known else {"text": prompt}
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
-            reply = await state.client.generate(payload | {"rid": rid}, headers)
+            reply = await ask(state.client, payload | {"rid": rid}, headers)
             tokens, log_probs = sampled(reply)
             if known:
                 _check_prompt_length(reply, known)
             elif tokens:
                 known = await _recorded_prompt(state.client, prompt, reply, rid)
-    _append(sample, known, reply, tokens, log_probs)
+        is_torn = sample.response.endswith(_HALF_A_CHARACTER)
+        _append(sample, known, reply, tokens, log_probs)
+        if is_torn and state.tokenizer is not None:  # cut off within a character: its halves make no text
+            sample.response = state.tokenizer.decode(
+                sample.tokens[-sample.response_length :],
+                skip_special_tokens=args.rollout_skip_special_tokens,
+            )
     return sample
 
 
@@ -96,8 +120,9 @@ async def generate_and_rm(
 ) -> Sample | list[Sample]:
     """Generate `sample` and give it its reward; return it, or the samples that it was fanned out to.
 
-    A sample that is finished already is only rewarded, if it has no reward yet. What goes wrong in
-    generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
+    A sample that is finished already is only rewarded, if it has no reward yet. With
+    `mask_offpolicy_in_partial_rollout`, what it brings from earlier rollouts is masked first. What goes wrong
+    in generating or rewarding is recorded on the sample (status failed, `metadata["error"]`) and its siblings
     go on. With `group_rm` the reward is left to the group.
 
     Raises: ConfigError where a plug-in is at fault; RouterUnavailable, of which no sample is guilty;
@@ -106,13 +131,14 @@ async def generate_and_rm(
     async with rollout_state(args) as state:
         samples: list[Sample] = [sample]
         fanned_out = False
+        mask_earlier_tokens(args, sample)
         try:
             if sample.status in _UNFINISHED:
                 async with state.semaphore:
                     if state.aborted:
                         sample.status = Status.ABORTED
                         return sample
-                    function = state.plugins.generate or generate
+                    function = _generate_function(args, sample)
                     result = await _generated(function, args, sample, sampling_params, evaluation=evaluation)
                 samples, fanned_out = (result, True) if isinstance(result, list) else ([result], False)
             if not args.group_rm and not state.aborted:
@@ -177,6 +203,12 @@ def _seeded(args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, A
     return {**sampling_params, **seed}
 
 
+def _generate_function(args: RolloutConfig, sample: Sample) -> GenerateFn:
+    """Return what makes `sample`: the function that it names itself, that of the settings, or `generate`."""
+    name = sample.generate_function_path or args.custom_generate_function_path
+    return generate if name is None else _resolved(name)
+
+
 async def _generated(
     function: GenerateFn,
     args: RolloutConfig,
@@ -204,6 +236,8 @@ async def _give_reward(args: RolloutConfig, sample: Sample) -> None:
 
 async def _give_group_reward(args: RolloutConfig, samples: list[Sample]) -> None:
     if any(sample.status not in _TO_REWARD for sample in samples):
+        return
+    if all(sample.reward is not None for sample in samples):  # kept from an earlier rollout
         return
     try:
         for sample, reward in zip(samples, await batched_async_rm(args, samples), strict=True):

@@ -9,27 +9,46 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Literal, overload
 
-from ..errors import ConfigError, HttpError, RolloutError
+from ..errors import HttpError, RolloutError
 from .batch import Batch, Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
-from .filters import MetricGatherer, call_dynamic_filter, flattened
+from .evaluation import eval_rollout
+from .filters import MetricGatherer
 from .generate import generate_and_rm_group
+from .leftovers import START_ROLLOUT_ID, check_takes_back, give_back, leftover_groups
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
-from .outputs import RolloutFnTrainOutput
-from .problems import RouterUnavailable, code_of, reason_of
+from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
+from .problems import reason_of
 from .progress import RolloutObserver, current_observer
 from .replies import TreeStats
-from .sample import Sample, Status
-from .state import GroupTask, RolloutState, rollout_state
+from .sample import Sample
+from .selection import chosen_groups, mark_and_show
+from .state import RolloutState, rollout_state
 from .stopping import abort
-
-_UNUSABLE: Final = {Status.FAILED: "failed", Status.ABORTED: "aborted", Status.PENDING: "unfinished"}
-"""Why a group with such a sample is dropped: it has no reward to compare. A failed one may know better."""
+from .verdicts import ABORTED, verdict_of
 
 _log = logging.getLogger(__name__)
+
+
+@overload
+def generate_rollout(
+    args: RolloutConfig,
+    rollout_id: int,
+    data_source: DataSource,
+    evaluation: Literal[False] = ...,
+) -> RolloutFnTrainOutput: ...
+
+
+@overload
+def generate_rollout(
+    args: RolloutConfig,
+    rollout_id: int,
+    data_source: DataSource,
+    evaluation: bool,  # noqa: FBT001  slime's signature
+) -> RolloutFnTrainOutput | RolloutFnEvalOutput: ...
 
 
 def generate_rollout(
@@ -37,14 +56,20 @@ def generate_rollout(
     rollout_id: int,
     data_source: DataSource,
     evaluation: bool = False,  # noqa: FBT001, FBT002  slime's signature
-) -> RolloutFnTrainOutput:
+) -> RolloutFnTrainOutput | RolloutFnEvalOutput:
     """Run one rollout to its end, on an event loop of its own, and return its groups and metrics.
 
-    Raises: as `generate_rollout_async`; ConfigError for `evaluation`, which needs evaluation sets.
+    What it leaves over goes back to the data source, as far as the settings say so. With `evaluation`, the
+    evaluation sets are run instead and the data source is left alone.
+
+    Raises: as `generate_rollout_async` or `eval_rollout`; ConfigError for a data source without the buffer
+    that the settings need.
     """
     if evaluation:
-        raise ConfigError("this rollout function has no evaluation sets: call it with evaluation=False")
-    output, _ = asyncio.run(generate_rollout_async(args, rollout_id, data_source.get_samples))
+        return asyncio.run(eval_rollout(args, rollout_id))
+    check_takes_back(args, data_source)
+    output, leftover = asyncio.run(generate_rollout_async(args, rollout_id, data_source.get_samples))
+    give_back(data_source, leftover)
     return output
 
 
@@ -54,108 +79,132 @@ async def generate_rollout_async(
     """Run one rollout; `data_source(n)` gives the next n groups.
 
     Returns the batch of `rollout_batch_size` groups, sorted by index, with its metrics, and the groups that
-    were cut off when it was complete.
+    the caller should give back to the data source: those that were cut off when the batch was complete, with
+    `partial_rollout`, and complete ones beyond it, with `keep_surplus_groups`.
 
     Raises: RolloutError after `max_dropped_groups` dropped groups in a row; RouterUnavailable where there was
     no router or no worker for `router_patience_s`; ConfigError where a plug-in is at fault.
     """
     async with rollout_state(args) as state:
         state.aborted = False
-        observer = current_observer()
-        batch = Batch(target=args.rollout_batch_size, in_order=args.rollout_deterministic)
-        gatherer = MetricGatherer()
+        run = _Run(state)
         tree_before = await _tree_stats(state)
         began_s = time.monotonic()
-        sampled_tokens = 0
-        cut_off: list[list[Sample]] = []
         try:
-            while not batch.is_complete:
-                _submit(state, batch, data_source)
-                sampled_tokens += await _settle_next(state, batch, gatherer, observer)
-                _check_progress(batch, args.max_dropped_groups)
+            while not run.batch.is_complete:
+                run.submit(data_source)
+                await run.settle_next()
+                _check_progress(run.batch, args.max_dropped_groups)
             full_s = time.monotonic() - began_s
         finally:
             cut_off = await abort(args, rollout_id)
-            batch.close()
+            run.batch.close()
+        groups = chosen_groups(args, state.plugins, run.batch.kept)
+        leftover = leftover_groups(
+            args, rollout_id, cut_off=[*run.interrupted, *cut_off], surplus=run.batch.surplus
+        )
         metrics: Metrics = {
-            **gatherer.collect(),
-            **{f"{FAILED_PREFIX}{reason}": float(count) for reason, count in batch.failed.items() if count},
-            GROUPS_KEPT: float(len(batch.kept)),
-            GROUPS_DROPPED: float(batch.dropped.total()),
-            "rollout/groups_surplus": float(batch.surplus),
+            **run.counts(),
+            GROUPS_KEPT: float(len(groups)),
             "rollout/groups_cut_off": float(len(cut_off)),
+            "rollout/groups_given_back": float(len(leftover)),
+            "rollout/resumed_samples": float(_resumed(groups)),
             "rollout/tree_hit_rate": _hit_rate(tree_before, await _tree_stats(state)),
             "perf/rollout_time": time.monotonic() - began_s,
             "perf/abort_time": time.monotonic() - began_s - full_s,
-            "perf/tokens_per_sec": sampled_tokens / full_s if full_s > 0 else None,
+            "perf/tokens_per_sec": run.sampled_tokens / full_s if full_s > 0 else None,
         }
-    groups = sorted(batch.kept, key=lambda group: group[0].index or 0)
-    return RolloutFnTrainOutput(samples=groups, metrics=metrics), cut_off
+        mark_and_show(args, state.plugins, batch=groups, decided=run.decided, data_source=data_source)
+    return RolloutFnTrainOutput(samples=groups, metrics=metrics), leftover
 
 
-def _submit(state: RolloutState, batch: Batch, data_source: Callable[[int], list[list[Sample]]]) -> None:
-    while batch.needs_submission:
-        groups = data_source(state.args.groups_per_submission)
-        if not groups:
-            raise RolloutError("the data source has no more groups")
-        for position, group in zip(batch.submit(len(groups)), groups, strict=True):
-            task = asyncio.create_task(generate_and_rm_group(state.args, group, state.sampling_params))
-            state.pendings[task] = (position, group)
+class _Run:
+    """What one rollout has under way, and what came of it so far."""
+
+    def __init__(self, state: RolloutState) -> None:
+        args = state.args
+        self.state = state
+        self.batch = Batch(target=args.groups_to_complete, in_order=args.rollout_deterministic)
+        self.interrupted: list[list[Sample]] = []
+        """groups that somebody else aborted, as they were submitted"""
+        self.sampled_tokens = 0
+        self._observer: RolloutObserver = current_observer()
+        self._gatherer = MetricGatherer()
+        self._tokens_before: dict[int, int] = {}
+        self._decided: list[tuple[int, list[Sample]]] = []
+
+    @property
+    def decided(self) -> list[list[Sample]]:
+        """Every group that ended, whatever its verdict, in order of submission; kept for who asked for it."""
+        return [samples for _, samples in sorted(self._decided, key=lambda entry: entry[0])]
+
+    def counts(self) -> Metrics:
+        """Return how many groups went which way."""
+        batch = self.batch
+        return {
+            **self._gatherer.collect(),
+            **{f"{FAILED_PREFIX}{reason}": float(count) for reason, count in batch.failed.items() if count},
+            GROUPS_DROPPED: float(batch.dropped.total()),
+            "rollout/groups_surplus": float(len(batch.surplus)),
+        }
+
+    def submit(self, data_source: Callable[[int], list[list[Sample]]]) -> None:
+        """Begin groups until enough are under way to complete the batch."""
+        state = self.state
+        while self.batch.needs_submission:
+            groups = data_source(state.args.groups_per_submission)
+            if not groups:
+                raise RolloutError("the data source has no more groups")
+            for position, group in zip(self.batch.submit(len(groups)), groups, strict=True):
+                self._tokens_before[position] = _trained_tokens(state.args, group)
+                task = asyncio.create_task(generate_and_rm_group(state.args, group, state.sampling_params))
+                state.pendings[task] = (position, group)
+
+    async def settle_next(self) -> None:
+        """Wait for a group or more, and decide on them.
+
+        Where one was lost, and not to the filter, nothing is submitted in its place before there is a worker.
+        """
+        state, is_any_lost = self.state, False
+        done, _ = await asyncio.wait(state.pendings, return_when=asyncio.FIRST_COMPLETED)
+        for task in sorted(done, key=lambda task: state.pendings[task][0]):
+            position, group = state.pendings.pop(task)
+            verdict = verdict_of(state, task)
+            self._count_tokens(position, verdict)
+            if verdict.drop_reason == ABORTED:
+                self.interrupted.append(group)
+            if state.plugins.all_samples_process is not None and verdict.samples:
+                self._decided.append((position, verdict.samples))
+            is_any_lost |= verdict.drop_reason is not None and not verdict.by_filter
+            for counted in self.batch.settle(position, verdict):
+                self._tell(counted)
+        if is_any_lost and not self.batch.is_complete and await state.client.wait_for_workers():
+            self.batch.forgive()
+
+    def _count_tokens(self, position: int, verdict: Verdict) -> None:
+        before = self._tokens_before.pop(position)
+        tokens = max(sum(sample.effective_response_length for sample in verdict.samples) - before, 0)
+        self.sampled_tokens += tokens
+        self._observer.on_tokens(tokens)
+
+    def _tell(self, verdict: Verdict) -> None:
+        if verdict.drop_reason is None:
+            self._observer.on_group_kept(verdict.samples)
+            return
+        self._observer.on_group_dropped(verdict.samples, verdict.drop_reason, verdict.problem)
+        if verdict.by_filter:
+            self._gatherer.on_dynamic_filter_drop(verdict.drop_reason)
 
 
-async def _settle_next(
-    state: RolloutState, batch: Batch, gatherer: MetricGatherer, observer: RolloutObserver
-) -> int:
-    """Wait for a group or more, and decide on them; return how many tokens were sampled for them.
-
-    Where one was lost, and not to the filter, nothing is submitted in its place before there is a worker.
-    """
-    sampled_tokens = 0
-    is_any_lost = False
-    done, _ = await asyncio.wait(state.pendings, return_when=asyncio.FIRST_COMPLETED)
-    for task in sorted(done, key=lambda task: state.pendings[task][0]):
-        position, _ = state.pendings.pop(task)
-        verdict = _verdict(state, task)
-        tokens = sum(sample.effective_response_length for sample in verdict.samples)
-        sampled_tokens += tokens
-        observer.on_tokens(tokens)
-        is_any_lost |= verdict.drop_reason is not None and not verdict.by_filter
-        for counted in batch.settle(position, verdict):
-            if counted.drop_reason is None:
-                observer.on_group_kept(counted.samples)
-                continue
-            observer.on_group_dropped(counted.samples, counted.drop_reason, counted.problem)
-            if counted.by_filter:
-                gatherer.on_dynamic_filter_drop(counted.drop_reason)
-    if is_any_lost and not batch.is_complete and await state.client.wait_for_workers():
-        batch.forgive()
-    return sampled_tokens
+def _trained_tokens(args: RolloutConfig, group: list[Sample]) -> int:
+    """Return how many tokens a group brings along that will count as trained on."""
+    if args.mask_offpolicy_in_partial_rollout:
+        return 0
+    return sum(sample.effective_response_length for sample in group)
 
 
-def _verdict(state: RolloutState, task: GroupTask) -> Verdict:
-    try:
-        samples = flattened(task.result())
-    except (ConfigError, RouterUnavailable):
-        raise
-    except Exception as error:  # noqa: BLE001  one group's trouble is not the rollout's
-        return Verdict([], code_of(error), problem=reason_of(error))
-    for status, reason in _UNUSABLE.items():
-        found = next((sample for sample in samples if sample.status is status), None)
-        if found is not None:
-            return Verdict(
-                samples,
-                str(found.metadata.get("error_code", reason)) if status is Status.FAILED else reason,
-                problem=found.metadata.get("error"),
-            )
-    try:
-        output = call_dynamic_filter(state.plugins.dynamic_filter, state.args, samples)
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001  a plug-in's; it becomes the group's
-        return Verdict(samples, "filter_raised", problem=reason_of(error))
-    if output.keep:
-        return Verdict(samples)
-    return Verdict(samples, output.reason or "unspecified", by_filter=True)
+def _resumed(groups: list[list[Sample]]) -> int:
+    return sum(START_ROLLOUT_ID in sample.metadata for group in groups for sample in group)
 
 
 def _check_progress(batch: Batch, max_dropped_groups: int) -> None:

@@ -28,3 +28,5 @@ class DynamicFilterOutput:
 
     keep: bool
     reason: str | None = None
+    keep_when_insufficient: bool = False
+    """keep a rejected group all the same where dropping it would mean to submit more"""

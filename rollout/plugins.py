@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from ..registry import Registry
 from .config import RolloutConfig
 from .data_source import DataSource
-from .filters import DynamicFilter, dynamic_filters
+from .filters import DynamicFilter, OverSamplingFilter, dynamic_filters, over_sampling_filters
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
 from .rewards import GroupReward, Reward, group_rewards, rewards
 from .sample import Sample
@@ -22,6 +22,13 @@ RolloutFn: TypeAlias = Callable[..., RolloutFnTrainOutput | RolloutFnEvalOutput]
 """`f(args, rollout_id, data_source, evaluation=False)`."""
 
 
+SampleFilter: TypeAlias = Callable[[RolloutConfig, list[list[Sample]]], None]
+"""`f(args, groups)`: sets `remove_sample` on samples of the batch."""
+
+AllSamplesProcess: TypeAlias = Callable[[RolloutConfig, list[list[Sample]], Any], None]
+"""`f(args, groups, data_source)`: sees every group that was decided on, in order of submission."""
+
+
 def _generate(args: RolloutConfig, sample: Sample, sampling_params: dict[str, Any]) -> object: ...
 
 
@@ -30,11 +37,27 @@ def _rollout(
 ) -> object: ...
 
 
+def _sample_filter(args: RolloutConfig, samples: list[list[Sample]]) -> object: ...
+
+
+def _all_samples_process(
+    args: RolloutConfig, all_samples: list[list[Sample]], data_source: DataSource
+) -> object: ...
+
+
 generate_functions: Registry[GenerateFn] = Registry("generate function", expects=_generate)
 """What makes one sample, or several, of a prompt."""
 
 rollout_functions: Registry[RolloutFn] = Registry("rollout function", expects=_rollout)
 """What makes a step's groups."""
+
+sample_filters: Registry[SampleFilter] = Registry("rollout sample filter", expects=_sample_filter)
+"""What marks samples of the batch that are not to be trained on."""
+
+all_samples_processes: Registry[AllSamplesProcess] = Registry(
+    "rollout all-samples process", expects=_all_samples_process
+)
+"""What looks at every group of a rollout, kept or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +69,10 @@ class Plugins:
     group_reward: GroupReward | None
     dynamic_filter: DynamicFilter | None
     rollout: RolloutFn | None
+    evaluation: RolloutFn | None
+    over_sampling_filter: OverSamplingFilter | None
+    sample_filter: SampleFilter | None
+    all_samples_process: AllSamplesProcess | None
 
     @classmethod
     def resolve(cls, args: RolloutConfig) -> "Plugins":
@@ -60,6 +87,10 @@ class Plugins:
             group_reward=_maybe(group_rewards, args.custom_rm_path) if args.group_rm else None,
             dynamic_filter=_maybe(dynamic_filters, args.dynamic_sampling_filter_path),
             rollout=_maybe(rollout_functions, args.rollout_function_path),
+            evaluation=_maybe(rollout_functions, args.eval_function_path or args.rollout_function_path),
+            over_sampling_filter=_maybe(over_sampling_filters, args.over_sampling_filter_path),
+            sample_filter=_maybe(sample_filters, args.rollout_sample_filter_path),
+            all_samples_process=_maybe(all_samples_processes, args.rollout_all_samples_process_path),
         )
 
 

@@ -22,7 +22,7 @@ def test_in_order_of_arrival_a_straggler_does_not_hold_the_batch() -> None:
     assert batch.is_complete
     assert kept(batch) == [2, 1]
     assert batch.settle(0, verdict(0)) == []
-    assert batch.surplus == 1
+    assert [group[0].index for group in batch.surplus] == [0]
 
 
 def test_in_order_of_submission_the_first_good_groups_are_taken() -> None:
@@ -35,7 +35,8 @@ def test_in_order_of_submission_the_first_good_groups_are_taken() -> None:
     batch.close()
     assert batch.is_complete
     assert kept(batch) == [0, 2]
-    assert (batch.dropped, batch.surplus) == ({"dull": 1}, 1)
+    assert batch.dropped == {"dull": 1}
+    assert [group[0].index for group in batch.surplus] == [3]
 
 
 @pytest.mark.parametrize("in_order", [False, True])
@@ -81,3 +82,45 @@ def test_in_order_the_batch_and_the_submissions_do_not_depend_on_arrival(
         return kept(batch), batch.submitted
 
     assert run(order) == run(None)
+
+
+def soft(position: int) -> Verdict:
+    return Verdict([Sample(index=position)], "dull", by_filter=True, keep_when_insufficient=True)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_rejected_group_that_says_so_is_kept_when_no_other_is_under_way(in_order: bool) -> None:
+    batch = Batch(target=2, in_order=in_order)
+    batch.submit(3)
+    assert [v.drop_reason for v in batch.settle(0, soft(0))] == ["dull"]
+    assert not batch.needs_submission
+    assert [v.drop_reason for v in batch.settle(1, soft(1))] == [None]
+    batch.settle(2, verdict(2))
+    assert kept(batch) == [1, 2]
+    assert (batch.dropped, batch.submitted) == ({"dull": 1}, 3)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["good", "dull", "soft"]), min_size=60, max_size=60),
+    data=st.data(),
+    size=st.integers(2, 5),
+)
+def test_in_order_of_submission_soft_verdicts_do_not_depend_on_arrival(
+    kinds: list[str], data: st.DataObject, size: int
+) -> None:
+    def play(shuffled: bool) -> tuple[list[int | None], int]:
+        batch, under_way = Batch(target=2, in_order=True), []
+        while not batch.is_complete and batch.submitted + size <= len(kinds):
+            while batch.needs_submission:
+                under_way += list(batch.submit(size))
+            position = data.draw(st.sampled_from(under_way)) if shuffled else min(under_way)
+            under_way.remove(position)
+            kind = kinds[position]
+            batch.settle(position, soft(position) if kind == "soft" else verdict(position, _reason(kind)))
+        return kept(batch), batch.submitted
+
+    assert play(shuffled=True) == play(shuffled=False)
+
+
+def _reason(kind: str) -> str | None:
+    return None if kind == "good" else kind

@@ -189,3 +189,36 @@ def test_workers_are_counted_also_when_there_are_none(fake: FakeRouter, router_u
     assert ask(router_url, lambda client: client.count_workers()) == 2
     fake.workers = 0
     assert ask(router_url, lambda client: client.count_workers()) == 0
+
+
+def test_a_thousand_calls_are_in_flight_at_a_time(fake: FakeRouter, router_url: str) -> None:
+    fake.holds = lambda _: True
+
+    async def question(client: RouterClient) -> set[str]:
+        payloads = [{**PAYLOAD, "rid": f"{number:032x}"} for number in range(1000)]
+        running = [asyncio.create_task(client.generate(payload)) for payload in payloads]
+        async with asyncio.timeout(60):
+            while len(fake.requests) < len(running):  # noqa: ASYNC110  the fake lives in another thread
+                await asyncio.sleep(0.02)
+            await client.abort_all()
+            replies = await asyncio.gather(*running)
+        return {reply.meta_info.id for reply in replies}
+
+    assert len(ask(router_url, question, max_connections=1000, request_timeout_s=90.0)) == 1000
+
+
+def test_a_reply_of_20_megabytes_is_read_whole(fake: FakeRouter, router_url: str) -> None:
+    text = "eight ch" * 2_500_000
+    fake.change_reply = lambda reply: {**reply, "text": text}
+    reply = ask(router_url, lambda client: client.generate(PAYLOAD), request_timeout_s=60.0)
+    assert reply.text == text
+
+
+def test_the_weight_version_is_read_where_the_router_tells_it(fake: FakeRouter, router_url: str) -> None:
+    fake.scripted["/model_info"] = [
+        Scripted(200, {"model_path": "m", "weight_version": "7"}),
+        Scripted(200, {"model_path": "m"}),
+        Scripted(404),
+    ]
+    found = [ask(router_url, lambda client: client.weight_version()) for _ in range(3)]
+    assert found == ["7", None, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from espalier.errors import ConfigError, PluginError, RolloutError
+from espalier.errors import PluginError, RolloutError
 from espalier.rollout import (
     DynamicFilterOutput,
     RolloutConfig,
@@ -107,7 +107,7 @@ def test_a_straggler_does_not_hold_a_complete_batch_and_is_aborted(
     fake: FakeRouter, make_config: MakeConfig
 ) -> None:
     fake.holds = of_prompt(0)
-    config = make_config(rollout_deterministic=False, over_sampling_batch_size=4)
+    config = make_config(rollout_deterministic=False, over_sampling_batch_size=4, partial_rollout=True)
     source = RolloutDataSource(config)
     began = time.monotonic()
     output, cut_off = asyncio.run(generate_rollout_async(config, 0, source.get_samples))
@@ -124,7 +124,12 @@ def test_a_straggler_does_not_hold_a_complete_batch_and_is_aborted(
 
 def test_many_requests_are_aborted_in_time_many_at_once(fake: FakeRouter, make_config: MakeConfig) -> None:
     fake.holds = lambda payload: not of_prompt(0)(payload)
-    config = make_config(rollout_batch_size=1, over_sampling_batch_size=100, rollout_deterministic=False)
+    config = make_config(
+        rollout_batch_size=1,
+        over_sampling_batch_size=100,
+        rollout_deterministic=False,
+        partial_rollout=True,
+    )
     source = RolloutDataSource(config)
     output, cut_off = asyncio.run(generate_rollout_async(config, 0, source.get_samples))
     assert indexes(output) == [0]
@@ -182,6 +187,22 @@ def keep_all(args: RolloutConfig, samples: list[Sample]) -> DynamicFilterOutput:
 
 def keep_none(args: RolloutConfig, samples: list[Sample]) -> DynamicFilterOutput:
     return DynamicFilterOutput(keep=False, reason="picky")
+
+
+def keep_none_if_there_are_others(args: RolloutConfig, samples: list[Sample]) -> DynamicFilterOutput:
+    return DynamicFilterOutput(keep=False, reason="picky", keep_when_insufficient=True)
+
+
+def test_rejected_groups_are_kept_when_insufficient_instead_of_submitting_more(
+    fake: FakeRouter, make_config: MakeConfig
+) -> None:
+    config = make_config(
+        dynamic_sampling_filter_path=f"{HERE}:keep_none_if_there_are_others", over_sampling_batch_size=5
+    )
+    output = rolled_out(config)
+    assert indexes(output) == [2, 3, 4]
+    assert metric(output, "rollout/dynamic_filter/drop_picky") == 2
+    assert len(fake.requests) == 5 * 4
 
 
 def raising_filter(args: RolloutConfig, samples: list[Sample]) -> bool:
@@ -377,9 +398,3 @@ def test_no_more_samples_are_generated_at_a_time_than_allowed(
 def test_without_a_tree_the_hit_rate_is_absent(fake: FakeRouter, make_config: MakeConfig) -> None:
     fake.scripted["/radix_tree/stats"] = [Scripted(404), Scripted(500, "no")]
     assert metric(rolled_out(make_config()), "rollout/tree_hit_rate") is None
-
-
-def test_evaluation_is_refused_by_the_training_rollout(make_config: MakeConfig) -> None:
-    config = make_config()
-    with pytest.raises(ConfigError, match="evaluation"):
-        generate_rollout(config, 0, RolloutDataSource(config), evaluation=True)

@@ -1,0 +1,51 @@
+"""Streaming generation: what was sampled before a connection broke is not lost.
+
+Source: slime's `sglang_streaming_rollout`, which builds the sample anew for each event. Here the events are
+added up and appended once.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError, UpstreamError
+from ..sglang import GenerateReply
+from .client import RouterClient
+from .config import RolloutConfig
+from .events import StreamedReply
+from .generate import generate_by
+from .plugins import generate_functions
+from .sample import Sample
+
+
+@generate_functions.register("streaming")
+async def generate_streaming(
+    args: RolloutConfig, sample: Sample, sampling_params: Mapping[str, Any]
+) -> Sample:
+    """Do as `generate` does, over a stream.
+
+    Where the stream breaks or its deadline passes after some tokens came, the sample keeps them and is
+    aborted: the next call resumes it. Prompts are sent as token ids, for the radix tree records no streams.
+
+    Raises: as `generate`; BadReply also where the stream is malformed; ConfigError for a prompt of which only
+    the text is known.
+    """
+    return await generate_by(_streamed, args, sample, sampling_params)
+
+
+async def _streamed(
+    client: RouterClient, payload: Mapping[str, Any], headers: Mapping[str, str] | None
+) -> GenerateReply:
+    if "input_ids" not in payload:
+        raise ConfigError(
+            "the generate function 'streaming' needs --hf-checkpoint: the radix tree, which else tells the "
+            "tokens of a text, records no streams"
+        )
+    reply = StreamedReply()
+    try:
+        async for data in client.stream(payload, headers):
+            reply.add(data)
+    except UpstreamError as error:
+        if not reply.tokens_so_far:
+            raise
+        return reply.cut_off(str(error))
+    return reply.whole()
