@@ -9,7 +9,7 @@ if __name__ != "espalier.rollout":
     raise ImportError(f"import espalier.rollout, not {__name__}: this folder is installed under that name")
 
 from .config import RolloutConfig
-from .data_source import DataSource, RolloutDataSource
+from .data_source import DataSource, RolloutDataSource, RolloutDataSourceWithBuffer, pop_first
 from .generate import generate, generate_and_rm, generate_and_rm_group
 from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
@@ -25,6 +25,7 @@ __all__ = [
     "PrefixCacheInfo",
     "RolloutConfig",
     "RolloutDataSource",
+    "RolloutDataSourceWithBuffer",
     "RolloutFnEvalOutput",
     "RolloutFnTrainOutput",
     "RolloutState",
@@ -38,6 +39,7 @@ __all__ = [
     "generate_functions",
     "generate_rollout",
     "generate_rollout_async",
+    "pop_first",
     "rollout_functions",
     "rollout_state",
 ]

@@ -9,7 +9,7 @@ from rich.console import Console
 from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
-from .data_source import RolloutDataSource
+from .data_source import RolloutDataSource, RolloutDataSourceWithBuffer
 from .display import StepDisplay, step_table
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
@@ -41,11 +41,15 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     """
     console = console or Console()
     with ending_as_ctrl_c():
-        data_source = RolloutDataSource(config)
+        data_source = RolloutDataSourceWithBuffer(config)
+        loaded = data_source.load()
+        first_rollout_id = 0 if loaded is None else loaded + 1
         rollout = _checked_plugins(config, data_source)
         asyncio.run(_check_router(config))
         with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
-            status = _run_steps(config, rollout, data_source, writer, console)
+            status = _run_steps(
+                config, rollout, data_source, writer, console, first_rollout_id=first_rollout_id
+            )
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
                 console.print(f"metrics: {writer.metrics_path}", highlight=False, soft_wrap=True)
@@ -60,14 +64,18 @@ def _run_steps(
     data_source: RolloutDataSource,
     writer: RunWriter,
     console: Console,
+    *,
+    first_rollout_id: int,
 ) -> int:
-    for rollout_id in range(config.num_rollout):
+    for rollout_id in range(first_rollout_id, config.num_rollout):
         title = f"step {rollout_id + 1} of {config.num_rollout}"
         display = StepDisplay(console, title, config.rollout_batch_size)
         try:
             with display, observing(display):
                 output = _train_output(rollout(config, rollout_id, data_source, evaluation=False))
             metrics = _save(config, writer, rollout_id, output, display)
+            if config.save is not None:
+                data_source.save(rollout_id)
         except BaseException as error:
             saved = _saved_early(config, writer, rollout_id, display)
             ended = f"{title} ended early; {saved} of its groups are saved"
@@ -157,9 +165,7 @@ def _check_labels(config: RolloutConfig, data_source: RolloutDataSource) -> None
         check = label_check_of(rewards.resolve(name)) if name is not None else None
         complaint = check(problem.label) if check is not None else None
         if complaint is not None:
-            raise DataError(
-                f"{config.prompt_data}, line {problem.line}: {complaint} ({config.label_key!r} is its key)"
-            )
+            raise DataError(f"{problem.where}: {complaint} ({config.label_key!r} is its key)")
 
 
 async def _check_router(config: RolloutConfig) -> None:

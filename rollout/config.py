@@ -31,6 +31,15 @@ class RolloutConfig:
     metadata_key: str = "metadata"
     """key of an object of anything else; lines may lack it"""
 
+    buffer_filter_path: str | None = None
+    """which of the groups that were cut off are handed out next; pop_first takes the oldest"""
+
+    save: Path | None = None
+    """folder for the data source's state, buffer included, after each step"""
+
+    load: Path | None = None
+    """folder with such a state to go on from"""
+
     output_dir: Path = Path("rollout-output")
     """folder for samples.jsonl and metrics.jsonl"""
 
