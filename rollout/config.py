@@ -20,7 +20,7 @@ class RolloutConfig:
     """where the router listens"""
 
     prompt_data: Path
-    """JSONL file of prompts, one object a line"""
+    """prompts: a .jsonl or .parquet file, or a folder saved by datasets; PATH@[START:END] is a slice"""
 
     input_key: str = "prompt"
     """key of the prompt in a line"""
@@ -30,6 +30,18 @@ class RolloutConfig:
 
     metadata_key: str = "metadata"
     """key of an object of anything else; lines may lack it"""
+
+    tool_key: str = "tools"
+    """key of the tools that the model may call; lines may lack it"""
+
+    apply_chat_template: bool = False
+    """format prompts with the chat template of --hf-checkpoint: messages, or a text as the user's message"""
+
+    apply_chat_template_kwargs: str | None = None
+    """variables of the chat template, as a JSON object"""
+
+    rollout_max_prompt_len: int | None = None
+    """leave out prompts with more tokens than this"""
 
     buffer_filter_path: str | None = None
     """which of the groups that were cut off are handed out next; pop_first takes the oldest"""
@@ -166,6 +178,10 @@ class RolloutConfig:
         parts = urlsplit(self.router_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"--router-url {self.router_url}: expected http://HOST:PORT")
+        if self.rollout_max_prompt_len is not None and self.rollout_max_prompt_len < 1:
+            raise ConfigError(
+                f"--rollout-max-prompt-len must be at least 1, not {self.rollout_max_prompt_len}"
+            )
         self.sampling_params()
 
     @property

@@ -80,15 +80,10 @@ class RolloutDataSource:
     def __init__(self, args: RolloutConfig) -> None:
         """Read the whole dataset.
 
-        Raises: DataError naming file, line and reason.
+        Raises: DataError naming file, row and reason; ConfigError where reading it takes what is not there.
         """
         self.args = args
-        self.problems = load_problems(
-            args.prompt_data,
-            input_key=args.input_key,
-            label_key=args.label_key,
-            metadata_key=args.metadata_key,
-        )
+        self.problems = load_problems(args)
         self.metadata: dict[str, Any] = {}
         self.epoch_id = 0
         self.sample_offset = 0
