@@ -17,11 +17,14 @@ from .plugins import generate_functions, rollout_functions
 from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
+from .training_arrays import PackedArrays, PaddedArrays, as_tensors, packed_arrays, padded_arrays
 
 __all__ = [
     "DataSource",
     "DynamicFilterOutput",
     "GenerateState",
+    "PackedArrays",
+    "PaddedArrays",
     "PrefixCacheInfo",
     "RolloutConfig",
     "RolloutDataSource",
@@ -33,12 +36,15 @@ __all__ = [
     "SpecInfo",
     "Status",
     "abort",
+    "as_tensors",
     "generate",
     "generate_and_rm",
     "generate_and_rm_group",
     "generate_functions",
     "generate_rollout",
     "generate_rollout_async",
+    "packed_arrays",
+    "padded_arrays",
     "pop_first",
     "rollout_functions",
     "rollout_state",

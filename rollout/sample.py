@@ -179,6 +179,8 @@ class Sample:
         finish reason is none that SGLang has; the sample is then unchanged.
         """
         self._check_lengths()
+        if self.response_length and self.rollout_log_probs is None:
+            raise ValueError("the response so far has no log-probabilities to append to")
         if trainable and (log_probs is None or len(log_probs) != len(tokens)):
             found = "none" if log_probs is None else str(len(log_probs))
             raise ValueError(f"{len(tokens)} sampled tokens need as many log-probabilities, not {found}")
@@ -239,8 +241,6 @@ class Sample:
             values = getattr(self, name)
             if values is not None and len(values) != self.response_length:
                 raise ValueError(f"{name} has {len(values)} entries for {self.response_length} tokens")
-        if self.response_length and self.rollout_log_probs is None:
-            raise ValueError("the response so far has no log-probabilities to append to")
 
     def _add_meta(self, meta: MetaInfo, start: int, count: int) -> None:
         spans = meta.weight_versions
