@@ -15,6 +15,7 @@ from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import generate_functions, rollout_functions
 from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
+from .sft import sft_rollout
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
 from .training_arrays import PackedArrays, PaddedArrays, as_tensors, packed_arrays, padded_arrays
@@ -48,4 +49,5 @@ __all__ = [
     "pop_first",
     "rollout_functions",
     "rollout_state",
+    "sft_rollout",
 ]

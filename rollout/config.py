@@ -40,6 +40,9 @@ class RolloutConfig:
     apply_chat_template_kwargs: str | None = None
     """variables of the chat template, as a JSON object"""
 
+    loss_mask_type: str = "qwen"
+    """how the rollout function sft finds the model's turns: qwen, qwen3, qwen3_5 or distill_qwen"""
+
     rollout_max_prompt_len: int | None = None
     """leave out prompts with more tokens than this"""
 
