@@ -3,13 +3,16 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
 from .chat_template import ChatTemplate, Messages, Tools, load_chat_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_BATCH_TEXTS: Final = 1024
+"""Texts tokenized at a time: enough for every core, and not a whole dataset's encodings in memory."""
 
 
 class PromptTokenizer:
@@ -46,7 +49,13 @@ class PromptTokenizer:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has, special tokens not added."""
-        return [len(found) for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(found)
+            for start in range(0, len(texts), _BATCH_TEXTS)
+            for found in self._tokenizer.encode_batch_fast(
+                texts[start : start + _BATCH_TEXTS], add_special_tokens=False
+            )
+        ]
 
     def apply_chat_template(
         self,
