@@ -278,5 +278,12 @@ class RolloutDataSourceWithBuffer(RolloutDataSource):
 
     def _restore(self, state: SourceState) -> None:
         groups = restored_groups(state)
+        size = self.args.n_samples_per_prompt
+        odd = next((len(group) for group in groups if len(group) != size), None)
+        if odd is not None:
+            raise DataError(
+                f"the state after rollout {state.rollout_id} holds groups of {odd} samples: give the same "
+                f"--n-samples-per-prompt, not {size}"
+            )
         super()._restore(msgspec.structs.replace(state, buffer=[]))
         self.buffer = groups

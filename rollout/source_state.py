@@ -92,7 +92,8 @@ def write_state(folder: Path, state: SourceState) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _flush_folder(path.parent)
+        for changed in (path.parent, folder):
+            _flush_folder(changed)
     except OSError as error:
         raise EspalierError(f"--save {folder}: {path.name}: {error.strerror or error}") from error
 

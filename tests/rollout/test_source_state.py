@@ -152,6 +152,16 @@ def test_a_source_without_buffer_does_not_lose_the_groups_of_one_with(letters: P
     assert prompts(plain.get_samples(1)) == "a"
 
 
+def test_groups_of_another_size_are_refused(letters: Path) -> None:
+    data = source(letters)
+    data.add_samples(data.get_samples(1))
+    data.save(0)
+    other = source(letters, n_samples_per_prompt=4)
+    with pytest.raises(DataError, match="groups of 2 samples: give the same --n-samples-per-prompt, not 4"):
+        other.load()
+    assert (other.sample_offset, other.buffer) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
