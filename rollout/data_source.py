@@ -74,7 +74,7 @@ class RolloutDataSource:
 
     Group and sample indexes only ever grow, over epochs too. With `rollout_shuffle` each epoch has an order
     of its own, a function of the seed and the epoch alone. `metadata` is the caller's own, and is saved with
-    the rest.
+    the rest. There is no `add_samples`: a source that has it takes groups back (slime's has one that raises).
     """
 
     def __init__(self, args: RolloutConfig) -> None:
@@ -105,14 +105,6 @@ class RolloutDataSource:
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """Return the next `num_samples` groups."""
         return [self._next_group() for _ in range(num_samples)]
-
-    def add_samples(self, samples: list[list[Sample]]) -> None:
-        """Take nothing back: that is what `RolloutDataSourceWithBuffer` does.
-
-        Raises: TypeError where there is anything to take.
-        """
-        if samples:
-            raise TypeError(f"{type(self).__name__} takes no groups back: use RolloutDataSourceWithBuffer")
 
     def save(self, rollout_id: int) -> None:
         """Write where the source is to the `save` folder, on disk when this returns.
