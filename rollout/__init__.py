@@ -9,7 +9,7 @@ if __name__ != "espalier.rollout":
     raise ImportError(f"import espalier.rollout, not {__name__}: this folder is installed under that name")
 
 from .config import RolloutConfig
-from .data_source import DataSource, RolloutDataSource
+from .data_source import DataSource, RolloutDataSource, RolloutDataSourceWithBuffer, pop_first
 from .evaluation import eval_rollout, eval_rollout_single_dataset
 from .fully_async import fully_async
 from .generate import generate, generate_and_rm, generate_and_rm_group
@@ -17,18 +17,23 @@ from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import generate_functions, rollout_functions
 from .sample import PrefixCacheInfo, Sample, SpecInfo, Status
+from .sft import sft_rollout
 from .sleep import sleep_rollout
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
 from .streaming import generate_streaming
+from .training_arrays import PackedArrays, PaddedArrays, as_tensors, packed_arrays, padded_arrays
 
 __all__ = [
     "DataSource",
     "DynamicFilterOutput",
     "GenerateState",
+    "PackedArrays",
+    "PaddedArrays",
     "PrefixCacheInfo",
     "RolloutConfig",
     "RolloutDataSource",
+    "RolloutDataSourceWithBuffer",
     "RolloutFnEvalOutput",
     "RolloutFnTrainOutput",
     "RolloutState",
@@ -36,6 +41,7 @@ __all__ = [
     "SpecInfo",
     "Status",
     "abort",
+    "as_tensors",
     "eval_rollout",
     "eval_rollout_single_dataset",
     "fully_async",
@@ -46,7 +52,11 @@ __all__ = [
     "generate_rollout",
     "generate_rollout_async",
     "generate_streaming",
+    "packed_arrays",
+    "padded_arrays",
+    "pop_first",
     "rollout_functions",
     "rollout_state",
+    "sft_rollout",
     "sleep_rollout",
 ]

@@ -10,7 +10,7 @@ from rich.console import Console
 from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
-from .data_source import RolloutDataSource
+from .data_source import RolloutDataSource, RolloutDataSourceWithBuffer
 from .display import StepDisplay, eval_table, step_table
 from .evaluation import check_evaluation
 from .leftovers import check_takes_back
@@ -44,9 +44,9 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
     """
     console = console or Console()
     with ending_as_ctrl_c():
-        data_source = RolloutDataSource(config)
+        data_source = RolloutDataSourceWithBuffer(config)
         check_takes_back(config, data_source)
-        check_takes_back(config, data_source)
+        loaded = data_source.load()
         rollout, evaluation = _checked_plugins(config, data_source)
         asyncio.run(_check_router(config))
         with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
@@ -57,6 +57,7 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
                 data_source=data_source,
                 writer=writer,
                 console=console,
+                first_rollout_id=0 if loaded is None else loaded + 1,
             ).all_steps()
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
@@ -76,6 +77,7 @@ class _Run:
     data_source: RolloutDataSource
     writer: RunWriter
     console: Console
+    first_rollout_id: int
 
     def all_steps(self) -> int:
         """Run every step, and the evaluations between them; return the exit status.
@@ -91,7 +93,7 @@ class _Run:
 
     def _steps_and_evaluations(self) -> int:
         interval = self.config.eval_interval
-        for rollout_id in range(self.config.num_rollout):
+        for rollout_id in range(self.first_rollout_id, self.config.num_rollout):
             status = self._step(rollout_id)
             if not status and interval is not None and (rollout_id + 1) % interval == 0:
                 status = self._evaluate(rollout_id)
@@ -107,6 +109,8 @@ class _Run:
             with display, observing(display):
                 output = _train_output(self.rollout(config, rollout_id, self.data_source, evaluation=False))
             metrics = _save(config, writer, rollout_id, output, display)
+            if config.save is not None:
+                self.data_source.save(rollout_id)
         except BaseException as error:  # noqa: BLE001  it is raised again where it is not for a person
             saved = _saved_early(config, writer, rollout_id, display)
             return self._end(error, f"{title} ended early; {saved} of its groups are saved")
@@ -215,9 +219,7 @@ def _check_labels(config: RolloutConfig, data_source: RolloutDataSource) -> None
         check = label_check_of(rewards.resolve(name)) if name is not None else None
         complaint = check(problem.label) if check is not None else None
         if complaint is not None:
-            raise DataError(
-                f"{config.prompt_data}, line {problem.line}: {complaint} ({config.label_key!r} is its key)"
-            )
+            raise DataError(f"{problem.where}: {complaint} ({config.label_key!r} is its key)")
 
 
 async def _check_router(config: RolloutConfig) -> None:

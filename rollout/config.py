@@ -20,7 +20,7 @@ class RolloutConfig:
     """where the router listens"""
 
     prompt_data: Path
-    """JSONL file of prompts, one object a line"""
+    """prompts: a .jsonl or .parquet file, or a folder saved by datasets; PATH@[START:END] is a slice"""
 
     input_key: str = "prompt"
     """key of the prompt in a line"""
@@ -30,6 +30,30 @@ class RolloutConfig:
 
     metadata_key: str = "metadata"
     """key of an object of anything else; lines may lack it"""
+
+    tool_key: str = "tools"
+    """key of the tools that the model may call; lines may lack it"""
+
+    apply_chat_template: bool = False
+    """format prompts with the chat template of --hf-checkpoint: messages, or a text as the user's message"""
+
+    apply_chat_template_kwargs: str | None = None
+    """variables of the chat template, as a JSON object"""
+
+    loss_mask_type: str = "qwen"
+    """how the rollout function sft finds the model's turns: qwen, qwen3, qwen3_5 or distill_qwen"""
+
+    rollout_max_prompt_len: int | None = None
+    """leave out prompts with more tokens than this"""
+
+    buffer_filter_path: str | None = None
+    """which of the groups that were cut off are handed out next; pop_first takes the oldest"""
+
+    save: Path | None = None
+    """folder for the data source's state, buffer included, after each step"""
+
+    load: Path | None = None
+    """folder with such a state to go on from"""
 
     output_dir: Path = Path("rollout-output")
     """folder for samples.jsonl and metrics.jsonl"""
@@ -239,6 +263,10 @@ class RolloutConfig:
             parts = urlsplit(url or "http://unset")
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(f"{_flag(name)} {url}: expected http://HOST:PORT")
+        if self.rollout_max_prompt_len is not None and self.rollout_max_prompt_len < 1:
+            raise ConfigError(
+                f"--rollout-max-prompt-len must be at least 1, not {self.rollout_max_prompt_len}"
+            )
         self._check_reward()
         self._check_leftovers()
         self._check_fully_async()

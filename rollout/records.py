@@ -89,12 +89,16 @@ def _culprit(values: dict[str, Any], depth: int) -> str | None:
     return None
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
+    """Return an array or scalar of numpy or torch as lists and numbers, for encoders.
+
+    Raises: NotImplementedError for anything else.
+    """
     for method in ("tolist", "item"):
         convert = getattr(value, method, None)
         if callable(convert):
             return convert()
-    raise NotImplementedError(f"JSON has no {type(value).__name__}")
+    raise NotImplementedError(f"no {type(value).__name__} can be saved")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_encoder = msgspec.json.Encoder(enc_hook=plain_value)

@@ -52,14 +52,24 @@ class SpecInfo:
         """Tokens sampled per verification; 0.0 without any."""
         return self.completion_token_num / self.spec_verify_ct if self.spec_verify_ct else 0.0
 
-    def add(self, meta: MetaInfo) -> None:
+    def add(self, meta_info: MetaInfo | Mapping[str, Any]) -> None:
         """Count one more reply; one of a worker that does not speculate adds nothing."""
+        meta = _meta_info(meta_info)
         if meta.spec_verify_ct is None:
             return
         self.spec_accept_token_num += meta.spec_accept_token_num or 0
         self.spec_draft_token_num += meta.spec_draft_token_num or 0
         self.spec_verify_ct += meta.spec_verify_ct
         self.completion_token_num += meta.completion_tokens or 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the counts in `values`; those that are missing are 0."""
+        return cls(**_fields_in(cls, values))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,10 +84,20 @@ class PrefixCacheInfo:
         """Cached prompt tokens over all prompt tokens; 0.0 without any."""
         return self.cached_tokens / self.total_prompt_tokens if self.total_prompt_tokens else 0.0
 
-    def add(self, meta: MetaInfo) -> None:
+    def add(self, meta_info: MetaInfo | Mapping[str, Any]) -> None:
         """Count one more reply."""
+        meta = _meta_info(meta_info)
         self.cached_tokens += meta.cached_tokens or 0
         self.total_prompt_tokens += meta.prompt_tokens or 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the counts in `values`; those that are missing are 0."""
+        return cls(**_fields_in(cls, values))
 
 
 _Status: TypeAlias = Status
@@ -159,12 +179,14 @@ class Sample:
         finish reason is none that SGLang has; the sample is then unchanged.
         """
         self._check_lengths()
+        if self.response_length and self.rollout_log_probs is None:
+            raise ValueError("the response so far has no log-probabilities to append to")
         if trainable and (log_probs is None or len(log_probs) != len(tokens)):
             found = "none" if log_probs is None else str(len(log_probs))
             raise ValueError(f"{len(tokens)} sampled tokens need as many log-probabilities, not {found}")
         if not trainable and log_probs is not None:
             raise ValueError("tokens that were not sampled have no log-probabilities: leave log_probs out")
-        meta = _meta_info(meta_info)
+        meta = _meta_info(meta_info) if meta_info is not None else None
         status = _status_at(meta.finish_reason) if meta is not None and update_terminal_info else None
         start = self.response_length
 
@@ -180,6 +202,38 @@ class Sample:
         if status is not None:
             self.status = status
 
+    def update_from_meta_info(self, args: object, meta_info: MetaInfo | Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Take over what a reply tells besides its tokens: counts, weight version, and status.
+
+        For functions that append the tokens themselves, as those for older versions of slime do. Which tokens
+        the weights sampled is then not known: `weight_spans` stays as it is.
+
+        Raises: ValueError where `meta_info` is none, or its finish reason none that SGLang has; the sample is
+        then unchanged.
+        """
+        meta = _meta_info(meta_info)
+        status = _status_at(meta.finish_reason)
+        self._count(meta)
+        if status is not None:
+            self.status = status
+
+    def validate(self) -> None:
+        """Check that the sample's lists fit its tokens.
+
+        Raises: ValueError naming what does not fit.
+        """
+        self._check_lengths()
+        if self.loss_mask is not None and not {0, 1}.issuperset(self.loss_mask):
+            raise ValueError("loss_mask holds something else than 0 and 1")
+        end = 0
+        for span in self.weight_spans:
+            if not end <= span.start < span.end <= self.response_length:
+                raise ValueError(
+                    f"the weight span {span.start} to {span.end} overlaps another, or lies outside of the "
+                    f"response, which has {self.response_length} tokens"
+                )
+            end = span.end
+
     def _check_lengths(self) -> None:
         if self.response_length > len(self.tokens):
             raise ValueError(f"the response has {self.response_length} tokens, the sample {len(self.tokens)}")
@@ -187,12 +241,8 @@ class Sample:
             values = getattr(self, name)
             if values is not None and len(values) != self.response_length:
                 raise ValueError(f"{name} has {len(values)} entries for {self.response_length} tokens")
-        if self.response_length and self.rollout_log_probs is None:
-            raise ValueError("the response so far has no log-probabilities to append to")
 
     def _add_meta(self, meta: MetaInfo, start: int, count: int) -> None:
-        if meta.weight_version is not None:
-            self.weight_versions = [*self.weight_versions, meta.weight_version]
         spans = meta.weight_versions
         if spans is None and meta.weight_version is not None:
             spans = [WeightSpan(version=meta.weight_version, start=0, end=count)]
@@ -201,6 +251,11 @@ class Sample:
             for span in spans or []
             if span.end > span.start
         ]
+        self._count(meta)
+
+    def _count(self, meta: MetaInfo) -> None:
+        if meta.weight_version is not None:
+            self.weight_versions = [*self.weight_versions, meta.weight_version]
         self.spec_info.add(meta)
         self.prefix_cache_info.add(meta)
 
@@ -241,29 +296,33 @@ class Sample:
         """Return the sample as plain values, attributes that plug-ins added included."""
         values = dict(vars(self))
         values["status"] = self.status.value
-        values["spec_info"] = dataclasses.asdict(self.spec_info)
-        values["prefix_cache_info"] = dataclasses.asdict(self.prefix_cache_info)
+        values["spec_info"] = self.spec_info.to_dict()
+        values["prefix_cache_info"] = self.prefix_cache_info.to_dict()
         values["weight_spans"] = [msgspec.to_builtins(span) for span in self.weight_spans]
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the sample that `to_dict` wrote; unknown keys become attributes."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
+        known = _fields_in(cls, values)
         known["status"] = Status(known.get("status", Status.PENDING))
-        known["spec_info"] = SpecInfo(**known.get("spec_info") or {})
-        known["prefix_cache_info"] = PrefixCacheInfo(**known.get("prefix_cache_info") or {})
+        known["spec_info"] = SpecInfo.from_dict(known.get("spec_info") or {})
+        known["prefix_cache_info"] = PrefixCacheInfo.from_dict(known.get("prefix_cache_info") or {})
         known["weight_spans"] = msgspec.convert(known.get("weight_spans") or [], list[WeightSpan])
         sample = cls(**known)
         for name, value in values.items():
-            if name not in names:
+            if name not in known:
                 setattr(sample, name, value)
         return sample
 
 
-def _meta_info(meta: MetaInfo | Mapping[str, Any] | None) -> MetaInfo | None:
-    if meta is None or isinstance(meta, MetaInfo):
+def _fields_in(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _meta_info(meta: MetaInfo | Mapping[str, Any]) -> MetaInfo:
+    if isinstance(meta, MetaInfo):
         return meta
     try:
         return msgspec.convert(meta, MetaInfo)

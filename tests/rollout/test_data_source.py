@@ -45,12 +45,14 @@ def test_a_request_wraps_as_often_as_it_takes(letters: Path) -> None:
     assert (data.epoch_id, data.sample_offset) == (2, 2)
 
 
-def test_samples_do_not_share_their_metadata(tmp_path: Path) -> None:
+def test_samples_do_not_share_their_metadata_or_label(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
-    path.write_text('{"prompt": "a", "metadata": {"tags": []}}')
+    path.write_text('{"prompt": "a", "label": ["4"], "metadata": {"tags": []}}')
     first, second = source(path).get_samples(1)[0]
     first.metadata["tags"].append("x")
+    first.label.append("5")
     assert second.metadata == {"tags": []}
+    assert second.label == ["4"]
 
 
 def test_shuffle_is_a_function_of_seed_and_epoch_and_leaves_the_global_random_alone(letters: Path) -> None:

@@ -161,3 +161,47 @@ def test_effective_length_is_that_of_the_mask() -> None:
 def test_nested_names_are_slimes() -> None:
     assert Sample.Status.ABORTED is Status.ABORTED
     assert Sample.SpecInfo is SpecInfo
+
+
+def test_a_function_that_appends_tokens_itself_takes_over_the_rest() -> None:
+    sample = prompted()
+    sample.update_from_meta_info(Keyed(None), meta(spec_verify_ct=1, finish_reason={"type": "length"}))
+    assert (sample.status, sample.weight_versions, sample.weight_spans) == (Status.TRUNCATED, ["1"], [])
+    assert sample.prefix_cache_info.to_dict() == {"cached_tokens": 1, "total_prompt_tokens": 2}
+    assert sample.spec_info.completion_token_num == 2
+    before = copy.deepcopy(sample)
+    with pytest.raises(ValueError, match="bored"):
+        sample.update_from_meta_info(None, meta(finish_reason={"type": "bored"}))
+    assert sample == before
+
+
+def test_counts_take_replies_as_they_are_and_bear_unknown_ones() -> None:
+    info = SpecInfo.from_dict({"spec_verify_ct": 1, "of_a_later_version": 5})
+    info.add({"spec_verify_ct": 2, "completion_tokens": 6})
+    assert (info.spec_verify_ct, info.spec_accept_length) == (3, 2.0)
+    assert SpecInfo.from_dict(info.to_dict()) == info
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"response_length": 3}, "the response has 3 tokens, the sample 2"),
+        ({"loss_mask": [1, 1]}, "loss_mask has 2 entries for 1 tokens"),
+        ({"loss_mask": [2]}, "something else than 0 and 1"),
+        ({"rollout_log_probs": []}, "rollout_log_probs has 0 entries for 1 tokens"),
+        (
+            {"weight_spans": [WeightSpan(version="1", start=0, end=2)]},
+            "span 0 to 2 .* outside of the response, which has 1",
+        ),
+        ({"weight_spans": [WeightSpan(version="1", start=0, end=1)] * 2}, "span 0 to 1 overlaps"),
+    ],
+)
+def test_a_sample_whose_lists_do_not_fit_is_told(changes: dict[str, Any], message: str) -> None:
+    sample = prompted()
+    sample.tokens = [1, 7]
+    sample.response_length = 1
+    sample.rollout_log_probs = [-1.0]
+    sample.validate()
+    vars(sample).update(changes)
+    with pytest.raises(ValueError, match=message):
+        sample.validate()

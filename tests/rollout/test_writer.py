@@ -94,3 +94,13 @@ def test_what_cannot_be_encoded_is_named_by_sample_and_key() -> None:
     ):
         with pytest.raises(Unsavable, match=what):
             encode_group([Sample(index=7, metadata=value)], 0)
+
+
+def test_a_saved_line_is_read_back_as_the_sample() -> None:
+    sample = Sample(index=1, prompt="p", tokens=[1, 7], reward=1.0, status=Sample.Status.COMPLETED)
+    sample.append_response_tokens(
+        tokens=[8], log_probs=[-0.5], meta_info={"weight_version": "1", "finish_reason": {"type": "stop"}}
+    )
+    [line] = encode_group([sample], 3).splitlines()
+    back = Sample.from_dict(json.loads(line))
+    assert back == Sample.from_dict({**sample.to_dict(), "rollout_id": 3})
