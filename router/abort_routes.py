@@ -11,12 +11,15 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from ..calls import Call
 from ..errors import BadRequest
 from .aborts import Aborter
+from .admission import Admission
 from .fleet import Fleet
 from .fleet_routes import fleet_call
 from .flights import Flights
 from .responses import as_response
+from .withdrawn import client_rid_of
 
 
 class AbortRequest(msgspec.Struct, kw_only=True):
@@ -30,8 +33,8 @@ class AbortRequest(msgspec.Struct, kw_only=True):
 _decode = msgspec.json.Decoder(AbortRequest).decode
 
 
-def abort_routes(fleet: Fleet, flights: Flights, aborter: Aborter) -> APIRouter:
-    """Return `POST /abort_request`."""
+def abort_routes(fleet: Fleet, flights: Flights, aborter: Aborter, admission: Admission | None) -> APIRouter:
+    """Return `POST /abort_request`, for calls at workers and for those that wait for `admission`."""
     router = APIRouter(tags=["fleet"])
     loop = asyncio.get_running_loop
 
@@ -49,6 +52,8 @@ def abort_routes(fleet: Fleet, flights: Flights, aborter: Aborter) -> APIRouter:
         if asked.abort_all:
             for flight in flights:
                 flight.is_aborted = True
+            if admission is not None:
+                admission.withdraw(lambda _: True)
             return as_response(await fleet.broadcast(await fleet_call(request)))
         if not asked.rid:
             return Response()
@@ -59,10 +64,18 @@ def abort_routes(fleet: Fleet, flights: Flights, aborter: Aborter) -> APIRouter:
             if flight.worker is not None and rids:
                 age_s = loop().time() - flight.sent_at_s
                 heard.append(aborter.abort(flight.worker.origin, rids, age_s=age_s, cause="asked_for"))
+        withdrawn = admission.withdraw(lambda call: _is_meant(asked, call)) if admission is not None else 0
         if heard:
             await asyncio.wait(heard)
-        elif not targets:
+        elif not targets and not withdrawn:
             await fleet.broadcast(await fleet_call(request))
         return Response()
 
     return router
+
+
+def _is_meant(asked: AbortRequest, call: Call) -> bool:
+    rid = client_rid_of(call)
+    if rid is None or asked.rid is None:
+        return False
+    return rid.startswith(asked.rid) if asked.prefix else rid == asked.rid

@@ -4,12 +4,18 @@
 """
 
 import asyncio
+from collections.abc import Callable
 
+from ..calls import Call
 from ..errors import QueueTimeout, TooManyCalls
 from .tally import Tally
 
 RETRY_AFTER_S = 1
 """What a client that was not let in is told to wait: places become free all the time."""
+
+
+class Withdrawn(Exception):
+    """The call was aborted before it had its turn."""
 
 
 class Admission:
@@ -22,12 +28,12 @@ class Admission:
         self._queue_timeout_s = queue_timeout_s
         self._tally = tally
         self._inside = 0
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waiting: dict[asyncio.Future[None], Call] = {}
 
-    async def enter(self) -> None:
+    async def enter(self, call: Call) -> None:
         """Wait for a place, which `leave` gives back.
 
-        Raises: TooManyCalls, QueueTimeout, each with Retry-After.
+        Raises: TooManyCalls, QueueTimeout, each with Retry-After; Withdrawn where `withdraw` names the call.
         """
         if self._inside < self._max_concurrent:
             self._inside += 1
@@ -41,7 +47,7 @@ class Admission:
             )
         loop = asyncio.get_running_loop()
         began_s, turn = loop.time(), loop.create_future()
-        self._waiting[turn] = None
+        self._waiting[turn] = call
         self._tally.waiting += 1
         try:
             async with asyncio.timeout(self._queue_timeout_s):
@@ -62,6 +68,13 @@ class Admission:
             self._tally.waiting -= 1
             self._tally.queue_waits.add([loop.time() - began_s])
 
+    def withdraw(self, is_meant: Callable[[Call], bool]) -> int:
+        """Let the calls that wait and are meant wait no longer; return how many that were."""
+        meant = [turn for turn, call in self._waiting.items() if not turn.done() and is_meant(call)]
+        for turn in meant:
+            turn.set_exception(Withdrawn())
+        return len(meant)
+
     def leave(self) -> None:
         """Give the place to the next one who waits."""
         for turn in self._waiting:
@@ -72,5 +85,5 @@ class Admission:
 
     def _give_up(self, turn: "asyncio.Future[None]") -> None:
         """Give a place that came in the same moment to the next."""
-        if turn.done() and not turn.cancelled():
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
             self.leave()

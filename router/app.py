@@ -128,12 +128,13 @@ def create_app(settings: RouterSettings) -> RouterApp:
     ledger = _make_ledger(app, settings)
     on_end = _both(ledger.add, log_call) if settings.access_log else ledger.add
     request_ids = RequestIds(settings.request_id_headers)
+    admission = make_admission(settings, tally)
     app.data_plane = DataPlane(
         handlers[0],
         max_body_bytes=settings.max_payload_size,
         request_ids=request_ids,
         on_end=on_end,
-        admission=make_admission(settings, tally),
+        admission=admission,
     )
     app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
     app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))
@@ -149,7 +150,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
         engine_routes(pool, fleet, plane_of(EngineGate(pool, fleet, upstreams.control))),
         worker_routes(pool),
         fleet_routes(pool, fleet),
-        abort_routes(fleet, flights, aborter),
+        abort_routes(fleet, flights, aborter, admission),
         weight_routes(pool, fleet, updater),
     ]
     _add_routes(app, settings, controls, _other_routes(app, pool, fleet, middleware, plane_of))

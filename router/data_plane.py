@@ -11,13 +11,14 @@ from typing import Final
 
 from ..calls import Call, Handler, Headers, Reply
 from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge, QueueTimeout, TooManyCalls
-from .admission import Admission
+from .admission import Admission, Withdrawn
 from .asgi_exchange import WATCH_AFTER_S, AsgiExchange, Receive, Scope, Send
 from .delays import DelayQueue
 from .exchange import Exchange
 from .headers import end_to_end_request
 from .ledger import CLIENT_GONE, CallRecord, OnEnd
 from .request_id import RequestIds, tell_request_id
+from .withdrawn import withdrawn_reply
 
 SHUTTING_DOWN: Final = NoWorkerAvailable("The router is shutting down", retry_after_s=5)
 
@@ -87,12 +88,14 @@ class DataPlane:
         exchange.watch()
         try:
             if self._admission is not None:
-                await self._admission.enter()
+                await self._admission.enter(call)
                 is_inside = True
             reply = await self._answer(call)
             await exchange.write(reply)
         except (QueueTimeout, TooManyCalls) as error:
             await exchange.write(Reply.of_error(error))
+        except Withdrawn:
+            await exchange.write(withdrawn_reply(call))
         except HttpError as error:
             exchange.break_off()
             _log.warning(

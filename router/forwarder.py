@@ -65,7 +65,7 @@ class Forwarder:
     async def __call__(self, call: Call) -> Reply:
         """Return a worker's reply to `call`; its header `x-espalier-attempts` tells how often it was sent.
 
-        Raises: NoWorkerAvailable, UpstreamError, UpstreamTimeout, with the same header.
+        Raises: NoWorkerAvailable; UpstreamError, UpstreamTimeout, with the same header.
         """
         self._retry_policy.budget.count_call()
         candidates = self._pool.routable

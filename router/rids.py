@@ -103,6 +103,11 @@ def generated_rids(call: Call, rid: str) -> list[str]:
     return [rid] if size is None else [f"{rid}_{index}" for index in range(size)]
 
 
+def is_one_generation(body: JsonObject) -> bool:
+    """Tell whether a body asks for one generation: no batch, and no several samples."""
+    return _batch_size(body) is None and not _samples_several(body)
+
+
 def listed_rids(call: Call) -> list[str]:
     """Return the rids that a batch brings itself: its client answers for them."""
     if call.path not in NAMED_PATHS or b'"rid"' not in call.body:

@@ -2,19 +2,25 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from espalier.calls import Call
 from espalier.errors import QueueTimeout, TooManyCalls
 from espalier.router.admission import Admission
 from espalier.router.tally import Tally
 from tests.router.running import connection_to, router, until
 from tests.router.scripted import reply, scripted_worker
+
+CALL = Call(method="POST", path="/generate", target=b"/generate", headers=[], body=b"", request_id="r")
 
 
 def admission(*, concurrent: int = 1, queue: int = 2, timeout_s: float = 60.0) -> tuple[Admission, Tally]:
@@ -31,22 +37,22 @@ def test_place_goes_to_the_one_who_has_waited_longest_and_no_newcomer_passes() -
         order: list[str] = []
 
         async def wait(name: str) -> None:
-            await gate.enter()
+            await gate.enter(CALL)
             order.append(name)
 
-        await gate.enter()
+        await gate.enter(CALL)
         waiting = [asyncio.create_task(wait(name)) for name in ("first", "second")]
         await asyncio.sleep(0)
         assert tally.waiting == 2
         gate.leave()
         with pytest.raises(TooManyCalls):
-            await gate.enter()
+            await gate.enter(CALL)
         await waiting[0]
         gate.leave()
         await waiting[1]
         assert order == ["first", "second"]
         gate.leave()
-        await gate.enter()
+        await gate.enter(CALL)
         assert (tally.waiting, tally.refused) == (0, {"queue_full": 1})
 
     asyncio.run(test())
@@ -55,8 +61,8 @@ def test_place_goes_to_the_one_who_has_waited_longest_and_no_newcomer_passes() -
 def test_call_that_gives_up_waiting_loses_no_place() -> None:
     async def test() -> None:
         gate, tally = admission()
-        await gate.enter()
-        leaving, staying = (asyncio.create_task(gate.enter()) for _ in range(2))
+        await gate.enter(CALL)
+        leaving, staying = (asyncio.create_task(gate.enter(CALL)) for _ in range(2))
         await asyncio.sleep(0)
         gate.leave()
         leaving.cancel()  # it was given the place in the same turn
@@ -64,7 +70,7 @@ def test_call_that_gives_up_waiting_loses_no_place() -> None:
         await staying
         assert tally.waiting == 0
         gate.leave()
-        await gate.enter()
+        await gate.enter(CALL)
 
     asyncio.run(test())
 
@@ -72,11 +78,11 @@ def test_call_that_gives_up_waiting_loses_no_place() -> None:
 def test_call_that_waits_too_long_is_told_and_leaves_no_trace() -> None:
     async def test() -> None:
         gate, tally = admission(timeout_s=0.01)
-        await gate.enter()
+        await gate.enter(CALL)
         with pytest.raises(QueueTimeout, match=r"0\.01 s"):
-            await gate.enter()
+            await gate.enter(CALL)
         gate.leave()
-        await gate.enter()
+        await gate.enter(CALL)
         assert (tally.waiting, tally.refused) == (0, {"queue_timeout": 1})
 
     asyncio.run(test())
@@ -148,5 +154,58 @@ def test_client_that_hangs_up_while_it_waits_frees_its_place_in_the_queue() -> N
             bare.sendall(b"POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 0\r\n\r\n")
             until(lambda: waiting(client))
         until(lambda: not waiting(client))
+        release.set()
+        assert first.result().text == "done"
+
+
+@pytest.mark.parametrize(
+    "abort",
+    [{"rid": "mine"}, {"rid": "mi", "prefix": True}, {"abort_all": True}],
+    ids=["rid", "prefix", "all"],
+)
+def test_call_that_is_aborted_while_it_waits_is_answered_as_a_workers_queue_does(
+    abort: dict[str, Any],
+) -> None:
+    captured = json.loads(Path("tests/captures/abort_waiting_result.json").read_text())["response"]["json"]
+    release = threading.Event()
+    with held_router(release, max_concurrent_requests=1) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(client.post, "/generate")
+        until(lambda: client.get("/workers").json()["workers"][0]["load"] == 1)
+        call = pool.submit(client.post, "/generate", json={"rid": "mine", "text": "hi"})
+        until(lambda: waiting(client))
+        aborting = pool.submit(client.post, "/abort_request", json=abort)
+        told = call.result()
+        assert told.status_code == 200
+        assert told.json()["meta_info"]["id"] == "mine"
+        assert told.json()["meta_info"]["finish_reason"] == captured["meta_info"]["finish_reason"]
+        assert set(told.json()) == set(captured)
+        assert told.json()["meta_info"].keys() <= captured["meta_info"].keys()
+        release.set()
+        assert first.result().text == "done"
+        assert aborting.result().status_code == 200
+        assert not waiting(client)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/generate", {"rid": "mine", "text": "hi", "stream": True}, 200, "data: [DONE]"),
+        ("/generate", {"rid": "mine", "text": ["one", "two"]}, 409, "aborted while it waited"),
+        ("/v1/chat/completions", {"rid": "mine", "messages": []}, 409, "aborted while it waited"),
+    ],
+)
+def test_other_calls_that_are_aborted_while_they_wait_are_told(
+    path: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    release = threading.Event()
+    with held_router(release, max_concurrent_requests=1) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(client.post, "/generate")
+        until(lambda: client.get("/workers").json()["workers"][0]["load"] == 1)
+        call = pool.submit(client.post, path, json=body)
+        until(lambda: waiting(client))
+        other = client.post("/abort_request", json={"rid": "mine"})
+        assert other.status_code == 200
+        assert call.result().status_code == status
+        assert words in call.result().text
         release.set()
         assert first.result().text == "done"
