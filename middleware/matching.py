@@ -1,8 +1,8 @@
 """Which recorded path a prompt continues. Pure functions.
 
 Candidates are compared by, in this order:
-1. how far into the prompt the generations reach that it contains whole: a reply that the prompt goes on from
-   is never displaced by another that happens to share a few characters more;
+1. how far into the prompt the generations reach that it contains whole, trimmed stops not counted: a reply
+   that the prompt goes on from is never displaced by another that happens to share a few characters more;
 2. whether the generation that reaches furthest is of the caller's session;
 3. whether the whole prompt is recorded;
 4. how far the last generation reaches, if the prompt leaves it in the middle (an edited history);
@@ -176,7 +176,8 @@ def _rank(
     before: Reach | None = reach
     if not reach.is_whole:
         before = furthest_reach(generation.parent, matched, axis, generation)
-    whole_reach = before.matched if before is not None else 0
+    # Not counting the stop: that a sibling's is the one that the prompt spells makes it nobody's own.
+    whole_reach = min(before.matched, axis.visible_end(before.generation)) if before is not None else 0
     return _Rank(whole_reach, is_own, is_exact, matched, candidate.ordinal)
 
 

@@ -22,8 +22,11 @@ def serve(
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
-    options: dict[str, Any] = {"http": "httptools", "lifespan": "on", "log_level": "warning"}
-    server = _ReportingServer(uvicorn.Config(app, timeout_graceful_shutdown=2, **options | uvicorn_options))
+    # Longer than a client keeps a connection: else the server may close one just as it is used again.
+    options: dict[str, Any] = {"http": "httptools", "lifespan": "on", "timeout_keep_alive": 75}
+    server = _ReportingServer(
+        uvicorn.Config(app, timeout_graceful_shutdown=2, log_level="warning", **options | uvicorn_options)
+    )
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -133,8 +133,13 @@ class Agents:
 
 
 def segments_of(turns: Sequence[Turn], seen: Witness) -> list[tuple[int, Json]]:
-    """Return where each reply of an agent begins in its last turn's tokens, and the reply."""
-    return [(len(seen.asked[turn.rid]["input_ids"]), seen.said[turn.rid]) for turn in turns]
+    """Return where each reply of an agent begins in its last turn's tokens, and the reply.
+
+    A reply that showed nothing, a special token and then an abort, is not in the text that the agent goes on
+    from, so its tokens are not in what follows either.
+    """
+    shown = [turn for turn in turns if seen.said[turn.rid]["text"] or turn is turns[-1]]
+    return [(len(seen.asked[turn.rid]["input_ids"]), seen.said[turn.rid]) for turn in shown]
 
 
 def expected(turns: Sequence[Turn], seen: Witness) -> Json:

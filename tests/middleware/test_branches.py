@@ -11,9 +11,10 @@ import pytest
 
 from espalier.calls import JsonObject
 
-from .driver import ASSISTANT, END, USER, Setup, ids_of, retrieve, says
+from .driver import ASSISTANT, END, IM_END, USER, Setup, ids_of, retrieve, says
 from .fake_worker import logprob
 
+END_OF_TEXT = 0
 QUESTION = USER + "what is 12 + 30?" + END + ASSISTANT
 
 
@@ -70,6 +71,18 @@ def test_each_sibling_goes_on_with_its_own_tokens(setup: Setup) -> None:
     for rid, reply in replies.items():
         say(setup, QUESTION + reply + END + USER + "sure?", "yes", rid + "2", session_id=rid)
         assert sent(setup) == ids_of(QUESTION) + spelled(reply) + stop() + ids_of("\n" + USER + "sure?")
+
+
+def test_sibling_that_stopped_otherwise_goes_on_with_its_own_tokens(setup: Setup) -> None:
+    setup.worker.stop_ids = [END_OF_TEXT, IM_END]
+    say(setup, QUESTION, "it is 42", "a", session_id="a")
+    own = ids_of("it is 42")
+    setup.worker.sample = lambda _: [*own, END_OF_TEXT]
+    setup.send(text=QUESTION, rid="b", session_id="b")
+    assert own != spelled("it is 42")
+    for session_id, sampled in (("a", [*spelled("it is 42"), IM_END]), ("b", [*own, IM_END])):
+        say(setup, QUESTION + "it is 42" + END + USER, "yes", session_id + "2", session_id=session_id)
+        assert sent(setup) == [*ids_of(QUESTION), *sampled, *ids_of("\n" + USER)]
 
 
 def test_agent_that_goes_back_and_retries_branches_at_that_turn(setup: Setup) -> None:
