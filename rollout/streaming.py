@@ -24,7 +24,7 @@ async def generate_streaming(
     """Do as `generate` does, over a stream.
 
     Where the stream breaks or its deadline passes after some tokens came, the sample keeps them and is
-    aborted: the next call resumes it. Prompts are sent as token ids, for the radix tree records no streams.
+    aborted: the next call resumes it from the ids that came. So prompts are sent as token ids, too.
 
     Raises: as `generate`; BadReply also where the stream is malformed; ConfigError for a prompt of which only
     the text is known.
@@ -37,8 +37,8 @@ async def _streamed(
 ) -> GenerateReply:
     if "input_ids" not in payload:
         raise ConfigError(
-            "the generate function 'streaming' needs --hf-checkpoint: the radix tree, which else tells the "
-            "tokens of a text, records no streams"
+            "the generate function 'streaming' needs --hf-checkpoint: it sends prompts as token ids, so that "
+            "a stream that breaks off can be resumed from what came of it"
         )
     reply = StreamedReply()
     try:

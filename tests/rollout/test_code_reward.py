@@ -1,6 +1,5 @@
 import asyncio
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -42,7 +41,8 @@ def can_isolate(folder: Path) -> bool:
 with tempfile.TemporaryDirectory() as scratch:
     IS_ISOLATED = can_isolate(Path(scratch))
 
-needs_isolation = pytest.mark.skipif(not IS_ISOLATED, reason="user namespaces are not allowed here")
+REFUSAL = "cannot keep programs off the network here"
+"""What the reward says where the system allows no user namespaces, as in most containers."""
 
 
 def reward(program: str, label: Any, *, timeout_s: float = GENEROUS_S, **changes: Any) -> float:
@@ -90,29 +90,36 @@ def test_a_response_without_a_program_is_wrong() -> None:
     assert asyncio.run(async_rm(args, Sample(response="x = 1", label="pass"))) == 0.0
 
 
-@needs_isolation
+def graded_apart(program: str, label: Any, **changes: Any) -> float | None:
+    """Return the reward of a program that may only run apart; None where it must be, and is, refused."""
+    if IS_ISOLATED:
+        return reward(program, label, code_rm_allow_network=False, **changes)
+    with pytest.raises(RolloutError, match=REFUSAL):
+        reward(program, label, code_rm_allow_network=False, **changes)
+    return None
+
+
 def test_a_program_has_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         call = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)"
-        assert reward(call, "pass") == 0.0
+        assert graded_apart(call, "pass") in (0.0, None)
         refused = f"try:\n    {call.splitlines()[1]}\nexcept OSError as error:\n    print(error.errno)"
-        assert reward(f"import socket\n{refused}", [{"input": "", "output": "101"}]) == 1.0
+        unreachable = [{"input": "", "output": "101"}]
+        assert graded_apart(f"import socket\n{refused}", unreachable) == (1.0 if IS_ISOLATED else None)
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "while True: pass",
-        "import time; time.sleep(1000)",
-        pytest.param(
-            "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(1000)", marks=needs_isolation
-        ),
-    ],
-)
-def test_a_program_that_does_not_end_is_killed_with_all_it_started(program: str) -> None:
+@pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(1000)"])
+def test_a_program_that_does_not_end_is_killed(program: str) -> None:
     began = time.monotonic()
     assert reward(program, "pass", timeout_s=1.0) == 0.0
+    assert time.monotonic() - began < 30
+
+
+def test_what_a_program_has_started_is_killed_with_it() -> None:
+    began = time.monotonic()
+    leaving = "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(1000)"
+    assert graded_apart(leaving, "pass", timeout_s=1.0) in (0.0, None)
     assert time.monotonic() - began < 30
 
 
@@ -140,14 +147,13 @@ def test_a_label_without_tests_is_told(label: Any) -> None:
         reward("pass", label)
 
 
-@needs_isolation
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare(1) to forbid it with")
 def test_where_programs_cannot_be_kept_off_the_network_they_run_only_if_that_is_allowed() -> None:
     def graded(allowed: str) -> str:
         script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+        # Where nothing is isolated anyway, nothing has to be forbidden first.
         forbidding = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"]
-        command = [*forbidding, sys.executable, "-c", GRADE, allowed]
+        command = [*(forbidding if IS_ISOLATED else []), sys.executable, "-c", GRADE, allowed]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert "cannot keep programs off the network here" in graded("no")
+    assert REFUSAL in graded("no")
     assert graded("yes") == "1.0\n"
