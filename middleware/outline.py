@@ -80,7 +80,7 @@ def outline_of(tree: TokenTree, limits: OutlineLimits, spell: Spell | None) -> O
     waiting: list[tuple[int, int, Node[Segment], Outline | OutlineNode]] = []
 
     def wait(below: Node[Segment], shown: Outline | OutlineNode) -> None:
-        children = (below.children or {}).values()
+        children = below.children()
         if isinstance(shown, OutlineNode) and shown.depth == limits.depth:
             shown.hidden += len(children)
             return
@@ -105,7 +105,7 @@ def outline_of(tree: TokenTree, limits: OutlineLimits, spell: Spell | None) -> O
 
 
 def _described(node: Node[Segment], above: Outline | OutlineNode) -> OutlineNode:
-    latest = list(islice(reversed(node.values), MAX_SAME_KEY)) if node.values is not None else []
+    latest = list(islice(node.values(), MAX_SAME_KEY))
     generations = [each for each in latest if isinstance(each, Generation)]
     versions = {span.version: None for each in reversed(generations) for span in each.weight_versions}
     depth, start = (above.depth, above.end) if isinstance(above, OutlineNode) else (0, 0)

@@ -6,15 +6,16 @@ the value that was inserted last at the node or anywhere below it.
 
 Theory of operation: an edge is split at the first differing byte, found by bisection over slices, so that
 the work is done by `memcmp`. Children hang in a dict by first byte: a step down never depends on the number
-of siblings, of which there can be 256. A split makes a new node *above* the one it cuts, and a merge after a
-removal keeps the *lower* of the two, so a node returned by `insert` is good until its last value is removed.
-All walks are loops: the depth of the tree is bounded by memory alone.
+of siblings, of which there can be 256. Most nodes have one child at most, and one value: these need no dict,
+which would cost more than all else of a node. A split makes a new node *above* the one it cuts, and a merge
+after a removal keeps the *lower* of the two, so a node returned by `insert` is good until its last value is
+removed. All walks are loops: the depth of the tree is bounded by memory alone.
 
 Text is indexed as UTF-8 and token ids as 32-bit integers; both are just bytes here. Compared with `str`
 keys, one emoji does not widen a whole edge to four bytes a character.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
@@ -23,19 +24,49 @@ V = TypeVar("V")
 class Node(Generic[V]):
     """One node: read it, walk `parent`; only the index changes it.
 
-    `end` is the length of its key in bytes, `values` what was inserted at exactly this key, oldest first.
+    `end` is the length of its key in bytes, `stamp` grows with every insertion at the node or below it.
     """
 
-    __slots__ = ("children", "end", "label", "latest", "parent", "stamp", "values")
+    __slots__ = ("_below", "_only", "_only_stamp", "_several", "end", "label", "latest", "parent", "stamp")
 
     def __init__(self, label: bytes, parent: "Node[V] | None", end: int) -> None:
         self.label = label
         self.parent = parent
         self.end = end
-        self.children: dict[int, Node[V]] | None = None
-        self.values: dict[V, int] | None = None
         self.latest: V | None = None
         self.stamp = 0
+        self._below: Node[V] | dict[int, Node[V]] | None = None
+        self._only: V | None = None
+        self._only_stamp = 0
+        self._several: dict[V, int] | None = None
+
+    @property
+    def has_values(self) -> bool:
+        """Whether something was inserted at exactly this key."""
+        return self._only is not None or self._several is not None
+
+    def values(self) -> "Iterator[V]":
+        """Yield what was inserted at exactly this key, latest first."""
+        if self._several is not None:
+            return reversed(self._several)
+        return iter(() if self._only is None else (self._only,))
+
+    def holds(self, value: V) -> bool:
+        """Say whether `value` was inserted at exactly this key."""
+        return value in self._several if self._several is not None else self._only == value
+
+    def children(self) -> "Collection[Node[V]]":
+        """Return the nodes right below."""
+        if isinstance(self._below, dict):
+            return self._below.values()
+        return () if self._below is None else (self._below,)
+
+    def child(self, first_byte: int) -> "Node[V] | None":
+        """Return the child whose label begins with `first_byte`."""
+        below = self._below
+        if isinstance(below, dict):
+            return below.get(first_byte)
+        return below if below is not None and below.label[0] == first_byte else None
 
     def ancestry(self) -> "Iterator[Node[V]]":
         """Yield this node, its parent, and so on up to the root."""
@@ -43,6 +74,57 @@ class Node(Generic[V]):
         while node is not None:
             yield node
             node = node.parent
+
+    def attach(self, child: "Node[V]") -> None:
+        """Hang `child` below, in the place of the one that begins with the same byte, if any."""
+        below, first_byte = self._below, child.label[0]
+        if isinstance(below, dict):
+            below[first_byte] = child
+        elif below is None or below.label[0] == first_byte:
+            self._below = child
+        else:
+            self._below = {below.label[0]: below, first_byte: child}
+
+    def detach(self, child: "Node[V]") -> None:
+        """Take away a child."""
+        if not isinstance(self._below, dict):
+            self._below = None
+            return
+        del self._below[child.label[0]]
+        if len(self._below) == 1:
+            (self._below,) = self._below.values()
+
+    def add(self, value: V, stamp: int) -> None:
+        """Put `value` at this key, as the latest."""
+        if self._several is not None:
+            self._several.pop(value, None)
+            self._several[value] = stamp
+        elif self._only is None or self._only == value:
+            self._only, self._only_stamp = value, stamp
+        else:
+            self._several = {self._only: self._only_stamp, value: stamp}
+            self._only = None
+
+    def take(self, value: V) -> None:
+        """Take `value` away from this key. Raises: KeyError where it is not there."""
+        if self._several is not None:
+            del self._several[value]
+            if len(self._several) == 1:
+                ((self._only, self._only_stamp),) = self._several.items()
+                self._several = None
+        elif self._only is None or self._only != value:
+            raise KeyError(value)
+        else:
+            self._only = None
+
+    def find_latest(self) -> None:
+        """Look for the latest value again, at this key and right below."""
+        self.latest, self.stamp = self._only, self._only_stamp if self._only is not None else 0
+        if self._several is not None:
+            self.latest, self.stamp = next(reversed(self._several.items()))
+        for child in self.children():
+            if child.stamp > self.stamp:
+                self.latest, self.stamp = child.latest, child.stamp
 
 
 class Match(NamedTuple, Generic[V]):
@@ -77,11 +159,7 @@ class RadixIndex(Generic[V]):
         """
         node = self._descend(key, after or self._root)
         self._stamp += 1
-        if node.values is None:
-            node.values = {value: self._stamp}
-        else:
-            node.values.pop(value, None)
-            node.values[value] = self._stamp
+        node.add(value, self._stamp)
         above: Node[V] | None = node
         while above is not None:
             above.latest = value
@@ -94,8 +172,8 @@ class RadixIndex(Generic[V]):
         node = self._root
         position = 0
         size = len(key)
-        while position < size and node.children is not None:
-            child = node.children.get(key[position])
+        while position < size:
+            child = node.child(key[position])
             if child is None:
                 break
             node = child
@@ -111,15 +189,11 @@ class RadixIndex(Generic[V]):
 
         Raises: KeyError where it is not there.
         """
-        if node.values is None:
-            raise KeyError(value)
-        del node.values[value]
-        if not node.values:
-            node.values = None
+        node.take(value)
         for above in node.ancestry():
             if above.latest is not value:
                 break
-            _recompute_latest(above)
+            above.find_latest()
         self._prune(node)
 
     def key_of(self, node: Node[V]) -> bytes:
@@ -131,13 +205,11 @@ class RadixIndex(Generic[V]):
         position = 0
         size = len(key)
         while position < size:
-            if node.children is None:
-                node.children = {}
-            child = node.children.get(key[position])
+            child = node.child(key[position])
             if child is None:
                 self.label_bytes += size - position
                 child = Node(key[position:], node, node.end + size - position)
-                node.children[key[position]] = child
+                node.attach(child)
                 return child
             if key.startswith(child.label, position):
                 node = child
@@ -147,24 +219,23 @@ class RadixIndex(Generic[V]):
         return node
 
     def _prune(self, node: Node[V]) -> None:
-        while node.parent is not None and node.values is None:
+        while node.parent is not None and not node.has_values:
             parent = node.parent
-            assert parent.children is not None
-            if not node.children:
+            below = node.children()
+            if not below:
                 self.label_bytes -= len(node.label)
-                del parent.children[node.label[0]]
-                if not parent.children:
-                    parent.children = None
+                parent.detach(node)
                 node.parent = None
                 node.latest = None
                 node = parent
                 continue
-            if len(node.children) == 1:
-                (child,) = node.children.values()
+            if len(below) == 1:
+                (child,) = below
                 child.label = node.label + child.label
                 child.parent = parent
-                parent.children[child.label[0]] = child
-                node.parent = node.children = node.latest = None
+                parent.attach(child)
+                node.detach(child)
+                node.parent = node.latest = None
             return
 
 
@@ -172,25 +243,14 @@ def _split(node: Node[V], length: int) -> Node[V]:
     """Put a new node `length` bytes into the edge above `node`, and return it."""
     parent = node.parent
     assert parent is not None
-    assert parent.children is not None
     upper = Node(node.label[:length], parent, node.end - len(node.label) + length)
-    upper.children = {node.label[length]: node}
     upper.latest = node.latest
     upper.stamp = node.stamp
-    parent.children[node.label[0]] = upper
+    parent.attach(upper)
     node.label = node.label[length:]
     node.parent = upper
+    upper.attach(node)
     return upper
-
-
-def _recompute_latest(node: Node[V]) -> None:
-    node.latest = None
-    node.stamp = 0
-    if node.values is not None:
-        node.latest, node.stamp = next(reversed(node.values.items()))
-    for child in (node.children or {}).values():
-        if child.stamp > node.stamp:
-            node.latest, node.stamp = child.latest, child.stamp
 
 
 def _shared_length(label: bytes, key: bytes, position: int) -> int:

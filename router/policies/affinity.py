@@ -112,10 +112,13 @@ class PromptPlaces:
 
     @staticmethod
     def holders(match: "Match[int]") -> "Iterable[Iterable[int]]":
-        """Yield the holders of the earlier prompts that the matched one continues, of the longest first."""
+        """Yield the holders of the earlier prompts that the matched one continues, of the longest first.
+
+        Those of one prompt come in the order in which they were given it.
+        """
         for node in match.last_node.ancestry():
-            if node.values is not None:
-                yield node.values
+            if node.has_values:
+                yield reversed(list(node.values()))
 
     def add(self, prompt: bytes, match: "Match[int]", ordinal: int) -> None:
         """Note that the worker was given `prompt`, of which `match` is the match."""

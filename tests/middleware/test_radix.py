@@ -56,8 +56,7 @@ class RadixMachine(RuleBasedStateMachine):
         assert match.node.latest == (below[-1] if below else None)
         exact = [value for k, value in self.model if k == key]
         if exact:
-            assert match.node.values is not None
-            assert list(match.node.values) == exact
+            assert list(match.node.values()) == exact[::-1]
             assert self.index.key_of(match.node) == key
 
     @rule(key=keys)
@@ -65,9 +64,9 @@ class RadixMachine(RuleBasedStateMachine):
         trie = pygtrie.Trie(dict(self.model))  # the latest value of a key wins, as here
         match = self.index.match(key)
         on_the_way = [
-            (self.index.key_of(node), next(reversed(node.values)))
+            (self.index.key_of(node), next(node.values()))
             for node in match.node.ancestry()
-            if node.values is not None and node.end <= match.length
+            if node.has_values and node.end <= match.length
         ]
         assert [(k, v) for k, v in reversed(on_the_way)] == [(bytes(k), v) for k, v in trie.prefixes(key)]
 
@@ -76,8 +75,8 @@ class RadixMachine(RuleBasedStateMachine):
         todo = list(self.index.match(b"").node.ancestry())
         while todo:
             node = todo.pop()
-            children = list((node.children or {}).values())
-            assert node.parent is None or node.values or len(children) >= 2
+            children = list(node.children())
+            assert node.parent is None or node.has_values or len(children) >= 2
             assert all(child.parent is node for child in children)
             todo += children
 
