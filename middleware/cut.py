@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from .matching import TEXT_AXIS, Reach, furthest_reach
+from .matching import TEXT_AXIS, Prompt, Reach, furthest_reach
 from .segments import Context, Generation, Segment
 
 
@@ -27,6 +27,7 @@ class TextMatch(NamedTuple):
     """
 
     key: bytes
+    prompt: Prompt
     reach: Reach | None
     exact: Context | None
 
@@ -57,7 +58,8 @@ class TextMatch(NamedTuple):
             generation = reach.generation
             if end > generation.start:
                 return Cut(generation, end, text_bytes)
-            reach = furthest_reach(generation.parent, generation.text_start, TEXT_AXIS, generation)
+            before = generation.text_start
+            reach = furthest_reach(generation.parent, before, TEXT_AXIS, self.prompt, generation)
         return Cut(None, 0, 0)
 
 

@@ -9,6 +9,10 @@ Candidates are compared by, in this order:
 5. which is the most recent.
 
 Context that follows the last generation is not compared: the tokenizer makes the same ids of the same text.
+
+A generation that shows nothing (one special token, then an abort) ends where its prompt does: a prompt that
+goes on from there may as well be a new one that begins with the same text. It is the next turn where it comes
+from the same session; for everybody else that generation is not there.
 """
 
 from collections.abc import Callable, Iterable
@@ -72,6 +76,24 @@ class Reach(NamedTuple):
     is_whole: bool
 
 
+class Prompt(NamedTuple):
+    """What asks: how long it is (units of the axis), and for which session."""
+
+    size: int
+    session_id: str | None
+
+    def touches(self, generation: Generation, until: int, axis: Axis) -> bool:
+        """Say whether it has any of `generation`, with whose path it agrees up to `until`."""
+        start = axis.start(generation)
+        if start < until or self.session_id is None:
+            return start < until
+        shows_nothing = start == axis.visible_end(generation)
+        is_own = (
+            generation.session_id == self.session_id and len(generation.tokens) > generation.trimmed_tokens
+        )
+        return shows_nothing and is_own and start == until < self.size
+
+
 class Choice(NamedTuple):
     """The winning candidate: `exact` where the prompt is recorded as it is, else the furthest reach."""
 
@@ -88,16 +110,16 @@ class _Rank(NamedTuple):
 
 
 def furthest_reach(
-    segment: Segment | None, matched: int, axis: Axis, child: Segment | None = None
+    segment: Segment | None, matched: int, axis: Axis, prompt: Prompt, child: Segment | None = None
 ) -> Reach | None:
-    """Return the last generation, from `segment` upwards, that the first `matched` units touch.
+    """Return the last generation, from `segment` upwards, that the first `matched` units of `prompt` touch.
 
     `child` is the segment by which the path leaves `segment`, if it does.
     """
     for each in chain(segment):
         limit = axis.end(each) if child is None else axis.start(child)
-        if isinstance(each, Generation) and axis.start(each) < min(limit, matched):
-            at = min(limit, matched)
+        at = min(limit, matched)
+        if isinstance(each, Generation) and prompt.touches(each, at, axis):
             if child is None and axis.visible_end(each) <= at < limit:
                 return Reach(each, axis.visible_end(each), child, is_whole=True)
             return Reach(each, at, child, is_whole=at == limit)
@@ -107,12 +129,11 @@ def furthest_reach(
 
 def choose(
     match: Match[Segment],
-    size: int,
+    prompt: Prompt,
     axis: Axis,
-    session_id: str | None,
     session: Iterable[Generation],
 ) -> Choice:
-    """Return what to reuse for a prompt of `size` units, given its match in the axis's index.
+    """Return what to reuse for a prompt, given its match in the axis's index.
 
     `session` are recent generations of the caller's session.
     """
@@ -120,15 +141,14 @@ def choose(
     agreed[match.node] = match.length // axis.unit_bytes
     best = _Rank()
     choice = Choice(None, None)
-    for candidate in _candidates(match, size * axis.unit_bytes, axis, session):
+    for candidate in _candidates(match, prompt.size * axis.unit_bytes, axis, session):
         shared = _agreement(candidate, agreed, axis)
-        exact = (
-            candidate if isinstance(candidate, Context) and axis.end(candidate) == size == shared else None
-        )
-        reach = furthest_reach(candidate, shared, axis)
+        is_exact = isinstance(candidate, Context) and axis.end(candidate) == prompt.size == shared
+        exact = candidate if isinstance(candidate, Context) and is_exact else None
+        reach = furthest_reach(candidate, shared, axis, prompt)
         if reach is None and exact is None:
             continue
-        rank = _rank(candidate, reach, axis, session_id, is_exact=exact is not None)
+        rank = _rank(candidate, reach, axis, prompt, is_exact=exact is not None)
         if rank > best:
             best = rank
             choice = Choice(reach, exact)
@@ -142,9 +162,9 @@ def _candidates(
     if match.node.latest is not None:
         yield match.node.latest
     for node in match.node.ancestry():
-        if node.end > match.length or node.values is None:
+        if node.end > match.length or not node.has_values:
             continue
-        recent = list(islice(reversed(node.values), MAX_SAME_KEY))
+        recent = list(islice(node.values(), MAX_SAME_KEY))
         if node.end == size_bytes:
             yield from (value for value in recent if isinstance(value, Context))
         generation = next((value for value in recent if _reaches(value, node, axis)), None)
@@ -166,16 +186,14 @@ def _agreement(candidate: Segment, agreed: dict[Node[Segment], int], axis: Axis)
     return next(agreed[above] for above in node.ancestry() if above in agreed)
 
 
-def _rank(
-    candidate: Segment, reach: Reach | None, axis: Axis, session_id: str | None, *, is_exact: bool
-) -> _Rank:
+def _rank(candidate: Segment, reach: Reach | None, axis: Axis, prompt: Prompt, *, is_exact: bool) -> _Rank:
     if reach is None:
         return _Rank(is_exact=is_exact, ordinal=candidate.ordinal)
     generation, matched = reach.generation, reach.matched
-    is_own = session_id is not None and generation.session_id == session_id
+    is_own = prompt.session_id is not None and generation.session_id == prompt.session_id
     before: Reach | None = reach
     if not reach.is_whole:
-        before = furthest_reach(generation.parent, matched, axis, generation)
+        before = furthest_reach(generation.parent, matched, axis, prompt, generation)
     # Not counting the stop: that a sibling's is the one that the prompt spells makes it nobody's own.
     whole_reach = min(before.matched, axis.visible_end(before.generation)) if before is not None else 0
     return _Rank(whole_reach, is_own, is_exact, matched, candidate.ordinal)

@@ -28,7 +28,7 @@ import msgspec
 
 from ..sglang import WeightSpan
 from .cut import Cut, TextMatch
-from .matching import MAX_SAME_KEY, TEXT_AXIS, TOKEN_AXIS, choose, shared_context
+from .matching import MAX_SAME_KEY, TEXT_AXIS, TOKEN_AXIS, Prompt, choose, shared_context
 from .names import Names
 from .radix import Node, RadixIndex
 from .segments import Context, Generation, Logprobs, Segment, Tokens, path, tokens_of
@@ -141,10 +141,11 @@ class TokenTree:
         """
         key = text.encode()
         match = self._texts.match(key)
-        reach, exact = choose(match, len(key), TEXT_AXIS, session_id, self._recent(session_id))
+        prompt = Prompt(len(key), session_id)
+        reach, exact = choose(match, prompt, TEXT_AXIS, self._recent(session_id))
         if exact is not None and reach is None and not exact.is_canonical:
             exact = None
-        found = TextMatch(key, reach, exact)
+        found = TextMatch(key, prompt, reach, exact)
         if found.segment is not None:
             self._take(found.segment)
         return found
@@ -157,7 +158,8 @@ class TokenTree:
     def match_ids(self, ids: Sequence[int], session_id: str | None) -> Prefix:
         """Return the recorded tokens with which `ids` begin, up to the last sampled one, and hold them."""
         match = self._ids.match(array("i", ids).tobytes())
-        reach, exact = choose(match, len(ids), TOKEN_AXIS, session_id, self._recent(session_id))
+        prompt = Prompt(len(ids), session_id)
+        reach, exact = choose(match, prompt, TOKEN_AXIS, self._recent(session_id))
         if exact is not None:
             return self._hold(exact, exact.end, exact.text_end, 0, exact)
         if reach is None:
@@ -269,12 +271,12 @@ class TokenTree:
         """
         key = text.encode()
         match = self._texts.match(key)
-        if match.length < len(key) or match.node.end != len(key) or match.node.values is None:
+        if match.length < len(key) or match.node.end != len(key):
             return None
-        own = (each for each in self._recent(session_id) if each in match.node.values)
+        own = (each for each in self._recent(session_id) if match.node.holds(each))
         latest = (
             each
-            for each in islice(reversed(match.node.values), MAX_SAME_KEY)
+            for each in islice(match.node.values(), MAX_SAME_KEY)
             if isinstance(each, Generation) and not each.is_forgotten
         )
         generation = next(own, None) or next(latest, None)

@@ -132,22 +132,14 @@ class Agents:
             await post(self._client, path, its)
 
 
-def segments_of(turns: Sequence[Turn], seen: Witness) -> list[tuple[int, Json]]:
-    """Return where each reply of an agent begins in its last turn's tokens, and the reply.
-
-    A reply that showed nothing, a special token and then an abort, is not in the text that the agent goes on
-    from, so its tokens are not in what follows either.
-    """
-    shown = [turn for turn in turns if seen.said[turn.rid]["text"] or turn is turns[-1]]
-    return [(len(seen.asked[turn.rid]["input_ids"]), seen.said[turn.rid]) for turn in shown]
-
-
 def expected(turns: Sequence[Turn], seen: Witness) -> Json:
     """Return the trajectory as the workers tell it: tokens, mask, log-probabilities, versions of tokens."""
     tokens = seen.read_and_sampled(turns[-1].rid)
     mask, logprobs = [0] * len(tokens), [0.0] * len(tokens)
     versions: list[str | None] = [None] * len(tokens)
-    for start, said in segments_of(turns, seen):
+    for turn in turns:
+        said = seen.said[turn.rid]
+        start = len(seen.asked[turn.rid]["input_ids"])
         end = start + len(said["output_ids"])
         assert tokens[start:end] == said["output_ids"]
         mask[start:end] = [1] * (end - start)

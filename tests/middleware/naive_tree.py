@@ -70,6 +70,11 @@ class Recording:
         return decode(shown[: len(shown) - self.stops], skips_special_tokens=self.skips)
 
     @property
+    def is_silent(self) -> bool:
+        """Whether it sampled something, a stop not counted, and showed nothing."""
+        return len(self.sampled) > self.stops and not self.reply
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """Its text as the client saw it, and with the trimmed stop spelled out; none where not known."""
         if self.prompt_text is None:
@@ -105,6 +110,47 @@ class NaiveTree:
         step = pygtrie.CharTrie(dict.fromkeys(known, True)).longest_prefix(text)
         assert (step.key if step else "") == longest
         return longest
+
+    def furthest_said(self, text: str) -> list[Recording]:
+        """Return those whose reply, or stop, `text` contains and that reach furthest, stops not counted."""
+        whole = [
+            each
+            for each in self.recordings
+            if each.texts and text.startswith(each.texts[0] if each.reply else each.texts[-1])
+            if each.texts[-1] != each.prompt_text
+        ]
+        furthest = max((len(each.texts[0]) for each in whole), default=0)
+        return [each for each in whole if len(each.texts[0]) == furthest]
+
+    def least_match(self, text: str, session_id: str | None) -> int:
+        """Return how many characters of `text` must be found: what was said, and its stop if `text` has it.
+
+        The session's own reply is preferred to one that was stopped as `text` says.
+        """
+        said = self.furthest_said(text)
+        own = [each for each in said if each.session_id == session_id is not None]
+        found = [max((each for each in one.texts if text.startswith(each)), key=len) for one in own or said]
+        longest = max(map(len, found), default=0)
+        assert longest <= len(self.longest_beginning(text))
+        return longest
+
+    def last_silent(self, text: str, session_id: str | None) -> Recording | None:
+        """Return the session's latest reply that showed nothing and that `text` must go on from, if any.
+
+        It must where nothing that was said reaches further into the text, or as far in the same session.
+        """
+        said = self.furthest_said(text)
+        reach = max((len(each.texts[0]) + (each.session_id == session_id) for each in said), default=0)
+        silent = [
+            each
+            for each in self.recordings
+            if each.session_id == session_id is not None
+            and each.is_silent
+            and each.prompt_text is not None
+            and reach <= len(each.prompt_text) < len(text)
+            and text.startswith(each.prompt_text)
+        ]
+        return max(silent, key=lambda each: (len(each.prompt_text or ""), each.number), default=None)
 
     def longest_beginning_of_ids(self, ids: list[int]) -> int:
         """Return the length of the longest whole trajectory, ended by its reply, with which `ids` begin."""

@@ -40,7 +40,9 @@ def setup(tmp_path: Path) -> Iterator[Setup]:
             assert told == expected, (rid, at)
 
 
-def say(setup: Setup, prompt: str, reply: str, rid: str, *, stop: bool = True, **more: str) -> JsonObject:
+def say(
+    setup: Setup, prompt: str, reply: str, rid: str, *, stop: bool = True, **more: str | None
+) -> JsonObject:
     setup.worker.sample = says(reply, stop=stop)
     return setup.send(text=prompt, rid=rid, **more)
 
@@ -196,3 +198,42 @@ def test_many_branches_at_once_keep_apart(setup: Setup) -> None:
 
     asyncio.run(all_at_once())
     assert setup.stat("trajectories") == 1 + 4 * len(cuts)
+
+
+def say_nothing(setup: Setup, prompt: str, rid: str, session_id: str | None) -> None:
+    """The worker samples one special token that the text leaves out, and is told to stop."""
+    setup.worker.sample = lambda _: [END_OF_TEXT]
+    setup.send(text=prompt, rid=rid, session_id=session_id)
+    assert setup.worker.replies[-1]["text"] == ""
+
+
+def test_reply_that_shows_nothing_is_in_its_own_session_s_next_turn(setup: Setup) -> None:
+    say_nothing(setup, QUESTION, "a", "a")
+    say(setup, QUESTION, "it is 42", "b", session_id="b")
+    say(setup, QUESTION + END + USER + "well?", "yes", "a2", session_id="a")
+    known = [*ids_of(QUESTION), END_OF_TEXT]
+    assert sent(setup) == known + ids_of(END + USER + "well?")
+    say(setup, QUESTION + END + "no, " + USER + "well?", "yes", "a2 again", session_id="a")
+    assert sent(setup) == known + ids_of(END + "no, " + USER + "well?")
+    say(setup, QUESTION + "it is 42" + END + USER, "yes", "b2", session_id="b")
+    assert sent(setup) == ids_of(QUESTION) + spelled("it is 42") + stop() + ids_of("\n" + USER)
+
+
+def test_reply_that_shows_nothing_is_in_no_prompt_that_does_not_follow_it(setup: Setup) -> None:
+    say_nothing(setup, QUESTION, "a", "a")
+    for session_id in ("a", "b", None):
+        say(setup, QUESTION, "it is 42", f"{session_id} again", session_id=session_id)
+        assert sent(setup) == ids_of(QUESTION)
+    say_nothing(setup, USER, "nobody's", None)
+    for session_id in ("b", None):
+        say(setup, QUESTION + END + USER, "yes", f"{session_id} longer", session_id=session_id)
+        assert sent(setup) == ids_of(QUESTION + END + USER)
+
+
+def test_replies_that_show_nothing_follow_one_another(setup: Setup) -> None:
+    known, text = ids_of(QUESTION), QUESTION
+    for turn in range(4):
+        say_nothing(setup, text, f"turn {turn}", "a")
+        assert sent(setup) == known
+        text += f"Go on {turn}."
+        known += [END_OF_TEXT, *ids_of(f"Go on {turn}.")]

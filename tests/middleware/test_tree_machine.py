@@ -166,8 +166,9 @@ class TreeMachine(RuleBasedStateMachine):
         same = [each for each in self.naive.recordings if each.rid == rid]
         if forget is None or any(self.is_needed(each) for each in same):
             return
+        leaves = self.leaves()
         forget(rid)
-        self.naive.recordings = [each for each in self.naive.recordings if self.is_recorded(each)]
+        self.take_gone(leaves)
         assert self.tree.get(rid) is None
 
     # What is found.
@@ -205,7 +206,10 @@ class TreeMachine(RuleBasedStateMachine):
         assert ids_of_path(reused) == prefix.tokens.tolist()
         assert self.naive.has_path(reused, self.held_paths())
         assert self.naive.text_of(reused, self.all) == text[: prefix.matched_chars]
-        assert prefix.matched_chars >= len(self.naive.longest_beginning(text))
+        assert prefix.matched_chars >= self.naive.least_match(text, session_id)
+        silent = self.naive.last_silent(text, session_id)
+        if silent is not None:
+            assert silent.number in sources(reused)
         if not sources(reused):
             assert ids_of_path(reused) in ([], encode(text))
         rest = encode(text[prefix.matched_chars :])
@@ -316,8 +320,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def settle(self, leaves: list[Recording], freed: int) -> None:
         """Take from the list what the tree has evicted, having checked that it had to go."""
-        gone = [each for each in self.naive.recordings if not self.is_recorded(each)]
-        self.naive.recordings = [each for each in self.naive.recordings if self.is_recorded(each)]
+        gone = self.take_gone(leaves)
         assert not any(self.is_needed(each) for each in gone)
         if gone:
             assert self.tree.cached_tokens + self.tree.evicted_tokens - freed > BUDGET_TOKENS
@@ -326,9 +329,15 @@ class TreeMachine(RuleBasedStateMachine):
         stayed = [each for each in leaves if each not in gone and not self.is_needed(each)]
         for left in gone:
             assert left not in leaves or all(left.used_at <= each.may_be_used_at for each in stayed)
+
+    def take_gone(self, leaves: list[Recording]) -> list[Recording]:
+        """Take from the list what the tree has not any more, and return it."""
+        gone = [each for each in self.naive.recordings if not self.is_recorded(each)]
+        self.naive.recordings = [each for each in self.naive.recordings if self.is_recorded(each)]
         for each in self.naive.recordings:
             if each not in leaves and any(each.number in sources(left.prompt) for left in gone):
                 each.used_at = -1  # its last branch went: it is the next to go
+        return gone
 
     def leaves(self) -> list[Recording]:
         return [each for each in self.naive.recordings if not self.is_needed(each)]
