@@ -1,15 +1,16 @@
 """Where a text leaves the recorded path that it goes on from: how many of its tokens are reused.
 
-Pure functions of segments, which never change once they are made: while a segment is held, a long generation
-can be cut in a thread, whatever becomes of the tree meanwhile.
+Pure functions of segments, which never change once they are made, and of tokens that were read before: while
+a segment is held, a long generation can be cut in a thread, whatever becomes of the tree meanwhile.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from .matching import TEXT_AXIS, Prompt, Reach, furthest_reach
-from .segments import Context, Generation, Segment
+from .segments import Context, Segment, Tokens
 
 
 class Decode(Protocol):
@@ -24,12 +25,21 @@ class TextMatch(NamedTuple):
     """The recorded path that the prompt `key` (UTF-8) goes on from; held until `TokenTree.release`.
 
     `exact` is the context of the same prompt, where it is recorded as it is and its tokens can be used.
+    `tokens` are those of the generation that is reached, if `cut` has to decode it; else there are none.
     """
 
     key: bytes
     prompt: Prompt
     reach: Reach | None
     exact: Context | None
+    tokens: Tokens
+
+    @classmethod
+    def of(cls, key: bytes, prompt: Prompt, reach: Reach | None, exact: Context | None) -> "TextMatch":
+        """Return the match, with what of the tree `cut` needs."""
+        is_decoded = exact is None and reach is not None and _is_cut_by_decoding(reach)
+        tokens = reach.generation.tokens if reach is not None and is_decoded else array("i")
+        return cls(key, prompt, reach, exact, tokens)
 
     @property
     def segment(self) -> Segment | None:
@@ -37,13 +47,6 @@ class TextMatch(NamedTuple):
         if self.exact is not None:
             return self.exact
         return self.reach.generation if self.reach is not None else None
-
-    @property
-    def decoded_tokens(self) -> int:
-        """How many tokens `cut` has to decode, some twenty times over."""
-        if self.exact is not None or self.reach is None or not _is_cut_by_decoding(self.reach):
-            return 0
-        return len(self.reach.generation.tokens)
 
     def cut(self, decode: Decode | None) -> "Cut":
         """Return the most tokens of the path that the prompt reuses.
@@ -54,7 +57,7 @@ class TextMatch(NamedTuple):
             return Cut(self.exact, self.exact.end, len(self.key))
         reach = self.reach
         while reach is not None:
-            end, text_bytes = _token_end(reach, self.key, decode)
+            end, text_bytes = _token_end(reach, self.key, self.tokens, decode)
             generation = reach.generation
             if end > generation.start:
                 return Cut(generation, end, text_bytes)
@@ -76,7 +79,7 @@ def _is_cut_by_decoding(reach: Reach) -> bool:
     return not reach.is_whole or (reach.child is None and reach.generation.cuts_token)
 
 
-def _token_end(reach: Reach, key: bytes, decode: Decode | None) -> tuple[int, int]:
+def _token_end(reach: Reach, key: bytes, tokens: Tokens, decode: Decode | None) -> tuple[int, int]:
     """Return how many tokens of the path a text reuses, and how many bytes they spell."""
     generation, matched, child, _ = reach
     if not _is_cut_by_decoding(reach):
@@ -88,7 +91,7 @@ def _token_end(reach: Reach, key: bytes, decode: Decode | None) -> tuple[int, in
     if decode is None:
         return generation.start, generation.text_start
     text = key[generation.text_start : matched].decode(errors="ignore")
-    count, kept = whole_tokens(generation, text, decode)
+    count, kept = whole_tokens(tokens, text, decode, skips_special_tokens=generation.skips_special_tokens)
     return generation.start + count, generation.text_start + len(kept.encode())
 
 
@@ -103,17 +106,18 @@ _MAX_STEPS_BACK = 16
 three; longer rows of tokens that all end inside a character are not worth their decodings."""
 
 
-def whole_tokens(generation: Generation, text: str, decode: Decode) -> tuple[int, str]:
-    """Return the most tokens of `generation` whose text is a prefix of `text`, and that text.
+def whole_tokens(
+    tokens: Sequence[int], text: str, decode: Decode, *, skips_special_tokens: bool
+) -> tuple[int, str]:
+    """Return how many of `tokens`, at the most, have a text that is a prefix of `text`, and their text.
 
     Tokens at the end that show nothing (special tokens left out of the text, a trimmed stop) are not kept.
     Fewer than the most are returned where a decoder takes back what it showed: where a row of byte tokens
     turns out to be no text. The number of decodings grows with the logarithm of the number of tokens.
     """
-    tokens = generation.tokens
 
     def show(count: int) -> str:
-        return decode(tokens[:count], skips_special_tokens=generation.skips_special_tokens)
+        return decode(tokens[:count], skips_special_tokens=skips_special_tokens)
 
     count = bisect_left(range(len(tokens)), x=True, key=lambda before: not _may_begin(text, show(before + 1)))
     for _ in range(_MAX_STEPS_BACK):

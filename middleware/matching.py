@@ -22,7 +22,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from .radix import Match, Node
-from .segments import Context, Generation, Segment, chain
+from .segments import TOKEN_ID_BYTES, Context, Generation, Segment, chain
 
 MAX_SAME_KEY = 64
 """How many of the values recorded at one and the same key are looked at, latest first: a bound on the work
@@ -54,7 +54,7 @@ TEXT_AXIS = Axis(
     node=attrgetter("text_node"),
 )
 TOKEN_AXIS = Axis(
-    unit_bytes=4,
+    unit_bytes=TOKEN_ID_BYTES,
     start=attrgetter("start"),
     end=attrgetter("end"),
     visible_end=lambda generation: generation.end - generation.trimmed_tokens,
@@ -88,9 +88,7 @@ class Prompt(NamedTuple):
         if start < until or self.session_id is None:
             return start < until
         shows_nothing = start == axis.visible_end(generation)
-        is_own = (
-            generation.session_id == self.session_id and len(generation.tokens) > generation.trimmed_tokens
-        )
+        is_own = generation.session_id == self.session_id and generation.size > generation.trimmed_tokens
         return shows_nothing and is_own and start == until < self.size
 
 
@@ -232,7 +230,7 @@ def shared_context(
     if found is None or first is None or first.start != start:
         return None
     shared_tokens = found.end - found.segment.start
-    if found.end - start < MIN_SHARED_TOKENS or 2 * shared_tokens < len(found.segment.tokens):
+    if found.end - start < MIN_SHARED_TOKENS or 2 * shared_tokens < found.segment.size:
         return None
     same_text = first.text_start == text_start if first.has_text else text_start is None
     return found if same_text else None

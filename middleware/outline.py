@@ -8,7 +8,7 @@ is walked, and the children of that: a tree of a million prompts takes no longer
 
 import heapq
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count, islice
 
 import msgspec
@@ -124,14 +124,6 @@ def _described(node: Node[Segment], above: Outline | OutlineNode) -> OutlineNode
 
 def _preview(node: Node[Segment], shown: OutlineNode, tokens: int, spell: Spell) -> str:
     """Return the text of the first tokens after the node above."""
-    label = b"".join(reversed([each.label for each in _since(node, shown.end - shown.tokens)]))
+    key = node.key((shown.end - shown.tokens) * TOKEN_AXIS.unit_bytes)
     size_bytes = min(tokens, shown.tokens) * TOKEN_AXIS.unit_bytes
-    return spell(tuple(array("i", label[:size_bytes])))
-
-
-def _since(node: Node[Segment], start: int) -> Iterator[Node[Segment]]:
-    """Yield the node and those above it that end behind token `start`, lowest first."""
-    for each in node.ancestry():
-        if each.end <= start * TOKEN_AXIS.unit_bytes:
-            return
-        yield each
+    return spell(tuple(array("i", key[:size_bytes])))

@@ -75,6 +75,16 @@ class Node(Generic[V]):
             yield node
             node = node.parent
 
+    def key(self, start: int = 0) -> bytes:
+        """Return its key, from byte `start` on."""
+        labels = []
+        for each in self.ancestry():
+            if each.end <= start:
+                break
+            labels.append(each.label)
+        key = b"".join(reversed(labels))
+        return key[len(key) - (self.end - start) :]
+
     def attach(self, child: "Node[V]") -> None:
         """Hang `child` below, in the place of the one that begins with the same byte, if any."""
         below, first_byte = self._below, child.label[0]
@@ -195,11 +205,6 @@ class RadixIndex(Generic[V]):
                 break
             above.find_latest()
         self._prune(node)
-
-    def key_of(self, node: Node[V]) -> bytes:
-        """Return the key of `node`."""
-        labels = [above.label for above in node.ancestry()]
-        return b"".join(reversed(labels))
 
     def _descend(self, key: bytes, node: Node[V]) -> Node[V]:
         position = 0

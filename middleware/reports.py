@@ -188,7 +188,7 @@ def _segment(run: list[Piece], parent: str | None, text: str | None, *, with_arr
         report.rid = last.rid
         report.session_id = last.session_id
         report.finish_type = last.finish_type
-        report.is_whole = used == len(last.tokens)
+        report.is_whole = used == last.size
         if with_arrays and last.logprobs is not None:
             report.logprobs = last.logprobs[:used].tolist()
     return report

@@ -37,9 +37,9 @@ async def match_text(tree: TokenTree, text: str, session_id: str | None, decode:
 
 
 async def _cut(match: TextMatch, decode: Decode | None) -> Cut:
-    if match.decoded_tokens == 0 or decode is None:
+    if not match.tokens or decode is None:
         return match.cut(decode)
-    is_long = match.decoded_tokens > INLINE_CUT_TOKENS or isinstance(decode, WorkerDecode)
+    is_long = len(match.tokens) > INLINE_CUT_TOKENS or isinstance(decode, WorkerDecode)
     try:
         return await in_thread_if(is_long, partial(match.cut, decode))
     except TokenizerFailed:
@@ -60,7 +60,7 @@ async def text_before(tree: TokenTree, prefix: Prefix, decode: Decode) -> str | 
     count = len(prefix.tokens) - segment.start
     if not segment.cuts_token and count == segment.spelled_tokens:
         return spelled
-    if not segment.cuts_token and count == len(segment.tokens) - segment.trimmed_tokens:
+    if not segment.cuts_token and count == segment.size - segment.trimmed_tokens:
         return visible
     show = partial(decode, segment.tokens[:count], skips_special_tokens=segment.skips_special_tokens)
     try:

@@ -1,7 +1,8 @@
 """Segments: runs of tokens of one origin, linked to the segment that they follow.
 
 Invariant: a segment's own tokens and links never change once it is made. A trajectory is the chain from a
-generation up to the root; its tokens are `parent`'s path up to `start`, then the segment's own.
+generation up to the root; its tokens are `parent`'s path up to `start`, then the segment's own. They stand in
+the index over token ids alone, as the key of `ids_node`: to be read while something holds the segment.
 
 A child may begin anywhere inside its parent: contexts that share their first tokens share them by storing
 only what differs, and an agent that goes back into a reply keeps the sampled tokens up to there. So nothing
@@ -21,6 +22,9 @@ from .radix import Node
 Tokens: TypeAlias = "array[int]"
 """Token ids, 4 bytes each (typecode `i`)."""
 
+TOKEN_ID_BYTES = 4
+"""What a token's id takes in the key of an index."""
+
 Logprobs: TypeAlias = "array[float]"
 """Log-probabilities in nats, 8 bytes each (typecode `d`), NaN where the worker gave none for a token."""
 
@@ -35,7 +39,8 @@ class Segment:
 
     parent: "Segment | None"
     start: int
-    tokens: Tokens
+    size: int
+    """How many tokens it has of its own."""
     text_start: int
     text_end: int
     ordinal: int
@@ -50,7 +55,13 @@ class Segment:
     @property
     def end(self) -> int:
         """Where the segment's tokens end, counted from the root."""
-        return self.start + len(self.tokens)
+        return self.start + self.size
+
+    @property
+    def tokens(self) -> Tokens:
+        """Its own tokens, read from the index: a copy."""
+        assert self.ids_node is not None
+        return array("i", self.ids_node.key(self.start * TOKEN_ID_BYTES))
 
     @property
     def has_text(self) -> bool:
@@ -109,8 +120,8 @@ class Generation(Segment):
     def spelled_tokens(self) -> int:
         """How many of its tokens the text up to `text_end` spells."""
         if self.text_end > self.visible_end:
-            return len(self.tokens)
-        return len(self.tokens) - self.trimmed_tokens
+            return self.size
+        return self.size - self.trimmed_tokens
 
 
 class Piece(NamedTuple):
@@ -139,8 +150,10 @@ def path(segment: Segment | None, end: int) -> list[Piece]:
 
 
 def tokens_of(pieces: list[Piece]) -> Tokens:
-    """Return the tokens of a path, joined."""
-    tokens = array("i")
-    for segment, used in pieces:
-        tokens += segment.tokens if used == len(segment.tokens) else segment.tokens[:used]
-    return tokens
+    """Return the tokens of a path, or of a part of one, joined."""
+    if not pieces:
+        return array("i")
+    start, (last, used) = pieces[0].segment.start, pieces[-1]
+    assert last.ids_node is not None
+    key = last.ids_node.key(start * TOKEN_ID_BYTES)
+    return array("i", key[: (last.start + used - start) * TOKEN_ID_BYTES])

@@ -107,11 +107,10 @@ class Trajectories:
         prefix = self.tree.match_ids(ids, request.session_id)
         try:
             before, text = await self._text_of(prefix, request.input_ids)
-            pieces = path(prefix.segment, len(prefix.tokens))
+            pieces, rest = path(prefix.segment, len(prefix.tokens)), request.input_ids[len(prefix.tokens) :]
+            return _trajectory(pieces, rest, text, len(before or ""), with_logprobs=request.return_logp)
         finally:
             self.tree.release(prefix)
-        rest = request.input_ids[len(prefix.tokens) :]
-        return _trajectory(pieces, rest, text, len(before or ""), with_logprobs=request.return_logp)
 
     def find(self, rid: str) -> Generation:
         """Return the generation that a request made.
@@ -193,9 +192,9 @@ class Trajectories:
             rest = text[prefix.matched_chars :]
             ids = await _tokenise(tokenizer, rest, is_prompt=not prefix.tokens) if rest else []
             pieces = path(prefix.segment, len(prefix.tokens))
+            return _trajectory(pieces, ids, text, prefix.matched_chars, with_logprobs=request.return_logp)
         finally:
             self.tree.release(prefix)
-        return _trajectory(pieces, ids, text, prefix.matched_chars, with_logprobs=request.return_logp)
 
     async def _text_of(self, prefix: Prefix, ids: list[int]) -> tuple[str | None, str | None]:
         """Return the text of a prefix matched by ids, and that of all of them, each None where not known."""

@@ -31,16 +31,16 @@ from .cut import Cut, TextMatch
 from .matching import MAX_SAME_KEY, TEXT_AXIS, TOKEN_AXIS, Prompt, choose, shared_context
 from .names import Names
 from .radix import Node, RadixIndex
-from .segments import Context, Generation, Logprobs, Segment, Tokens, path, tokens_of
+from .segments import TOKEN_ID_BYTES, Context, Generation, Logprobs, Segment, Tokens, path, tokens_of
 
 MAX_SESSION_CANDIDATES = 64
 """How many of a session's generations are compared with a prompt, latest first."""
 
-SEGMENT_BYTES = 1500
+SEGMENT_BYTES = 900
 """What a segment costs beside its tokens and text: the objects of itself, its index nodes and its names."""
 
-TOKEN_BYTES = 8
-"""A token's id in its segment and in the index."""
+TOKEN_BYTES = TOKEN_ID_BYTES
+"""A token's id, in the index."""
 
 LOGPROB_BYTES = 8
 
@@ -145,7 +145,7 @@ class TokenTree:
         reach, exact = choose(match, prompt, TEXT_AXIS, self._recent(session_id))
         if exact is not None and reach is None and not exact.is_canonical:
             exact = None
-        found = TextMatch(key, prompt, reach, exact)
+        found = TextMatch.of(key, prompt, reach, exact)
         if found.segment is not None:
             self._take(found.segment)
         return found
@@ -197,7 +197,7 @@ class TokenTree:
         context = Context(
             parent=parent,
             start=start,
-            tokens=array("i", rest),
+            size=len(rest),
             text_start=text_start,
             text_end=len(key) if key is not None else text_start,
             ordinal=self._next_ordinal(),
@@ -219,11 +219,11 @@ class TokenTree:
         if text is not None:
             visible, spelled = text.encode(), sampled.trimmed_stop.encode()
             visible_end += len(visible)
-            text_end = visible_end + len(spelled)
+            text_end = visible_end + len(spelled) if spelled else visible_end
         generation = Generation(
             parent=context,
             start=context.end,
-            tokens=sampled.tokens,
+            size=len(sampled.tokens),
             text_start=context.text_end,
             text_end=text_end,
             ordinal=self._next_ordinal(),
@@ -288,7 +288,7 @@ class TokenTree:
         """Return the text up to the segment's visible end, and with its stop spelled out, if known."""
         if segment.text_node is None:
             return None
-        key = self._texts.key_of(segment.text_node)
+        key = segment.text_node.key()
         visible_end = segment.visible_end if isinstance(segment, Generation) else segment.text_end
         return key[:visible_end].decode(), key.decode()
 
@@ -364,7 +364,7 @@ class TokenTree:
     def _add(self, segment: Segment) -> None:
         if segment.parent is not None:
             self._take(segment.parent)
-        self.cached_tokens += len(segment.tokens)
+        self.cached_tokens += segment.size
         self._segment_bytes += _cost_bytes(segment)
 
     def _take(self, segment: Segment) -> None:
@@ -420,7 +420,7 @@ class TokenTree:
 
     def _remove(self, segment: Segment) -> None:
         """Take a segment out of the indices. Its parent's holder is for the caller to drop."""
-        self.cached_tokens -= len(segment.tokens)
+        self.cached_tokens -= segment.size
         self._segment_bytes -= _cost_bytes(segment)
         assert segment.ids_node is not None
         self._ids.remove(segment.ids_node, segment)
@@ -437,4 +437,4 @@ class TokenTree:
 def _cost_bytes(segment: Segment) -> int:
     with_logprobs = isinstance(segment, Generation) and segment.logprobs is not None
     token_bytes = TOKEN_BYTES + LOGPROB_BYTES if with_logprobs else TOKEN_BYTES
-    return SEGMENT_BYTES + token_bytes * len(segment.tokens)
+    return SEGMENT_BYTES + token_bytes * segment.size

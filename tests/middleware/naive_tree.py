@@ -97,9 +97,13 @@ class NaiveTree:
         return any(source in sources(each.prompt) for each in self.recordings)
 
     def has_path(self, path: Path, others: Iterable[Path]) -> bool:
-        """Say whether a trajectory, or one of the `others`, begins with `path`."""
+        """Say whether a trajectory, or one of the `others`, begins with `path`, up to its last sampled token.
+
+        Context may follow that is nobody's any more: a prompt stays for another that shares its beginning.
+        """
         known = [*(each.path for each in self.recordings), *others]
-        return not path or any(each[: len(path)] == path for each in known)
+        size = max((at + 1 for at, token in enumerate(path) if token.source is not None), default=0)
+        return size == 0 or any(each[:size] == path[:size] for each in known)
 
     def longest_beginning(self, text: str) -> str:
         """Return the longest text of a whole trajectory, ended by its reply, with which `text` begins."""

@@ -1,6 +1,5 @@
 """Where a reply is cut that a prompt leaves in the middle, beside the obvious search."""
 
-from array import array
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.middleware.cut import Decode, whole_tokens
-from espalier.middleware.segments import Generation
 
 from .driver import ids_of
 from .tokenizers_made import byte_fallback, byte_level
@@ -17,24 +15,8 @@ from .tokenizers_made import byte_fallback, byte_level
 HIDDEN = 1
 
 
-def generation_of(tokens: Sequence[int]) -> Generation:
-    return Generation(
-        parent=None,
-        start=0,
-        tokens=array("i", tokens),
-        text_start=0,
-        text_end=0,
-        ordinal=1,
-        rid="r",
-        session_id=None,
-        logprobs=None,
-        weight_versions=(),
-        finish_type="length",
-        visible_end=0,
-        trimmed_tokens=0,
-        cuts_token=False,
-        skips_special_tokens=True,
-    )
+def cut_of(tokens: Sequence[int], text: str, decode: Decode) -> tuple[int, str]:
+    return whole_tokens(tokens, text, decode, skips_special_tokens=True)
 
 
 class CountingDecode:
@@ -71,9 +53,7 @@ def test_cut_is_the_one_that_trying_every_token_finds(made: Callable[[], tokeniz
         tokens = [each for part in parts for each in part]
         text = tokenizer.decode(tokens, skip_special_tokens=True)
         cut = data.draw(st.integers(0, len(text)))
-        assert whole_tokens(generation_of(tokens), text[:cut], decode) == obvious_cut(
-            tokens, text[:cut], decode
-        )
+        assert cut_of(tokens, text[:cut], decode) == obvious_cut(tokens, text[:cut], decode)
 
     check()
 
@@ -84,7 +64,7 @@ def test_thousands_of_tokens_that_show_nothing_cost_few_decodings(before: str) -
     unfinished = ids_of("🙃")[:1]
     decode = CountingDecode(byte_level())
     tokens = [*kept, *[HIDDEN] * 8000, *unfinished, *[HIDDEN] * 8000, *ids_of("world")]
-    assert whole_tokens(generation_of(tokens), before + "!", decode) == (len(kept), before)
+    assert cut_of(tokens, before + "!", decode) == (len(kept), before)
     assert decode.calls < 100
 
 
@@ -94,7 +74,7 @@ def test_row_of_bytes_is_cut_between_two_characters() -> None:
     text = tokenizer.decode(faces)
     assert len(faces) > 4 * 30
     for kept in range(1, 30):
-        assert whole_tokens(generation_of(faces), text[:-kept], CountingDecode(tokenizer)) == (
+        assert cut_of(faces, text[:-kept], CountingDecode(tokenizer)) == (
             len(faces) - 4 * kept,
             text[:-kept],
         )
@@ -107,5 +87,5 @@ def test_tokens_that_never_end_with_a_character_are_given_up_at_bounded_cost() -
         decode.calls += 1
         return "é" * len(ids) + "\ufffd" if ids else ""
 
-    assert whole_tokens(generation_of([5] * 10_000), "é" * 9_000, shifted) == (0, "")
+    assert cut_of([5] * 10_000, "é" * 9_000, shifted) == (0, "")
     assert decode.calls < 100

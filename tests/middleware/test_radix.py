@@ -57,14 +57,14 @@ class RadixMachine(RuleBasedStateMachine):
         exact = [value for k, value in self.model if k == key]
         if exact:
             assert list(match.node.values()) == exact[::-1]
-            assert self.index.key_of(match.node) == key
+            assert all(match.node.key(start) == key[start:] for start in range(len(key) + 1))
 
     @rule(key=keys)
     def keys_on_the_way_are_those_of_a_trie(self, key: bytes) -> None:
         trie = pygtrie.Trie(dict(self.model))  # the latest value of a key wins, as here
         match = self.index.match(key)
         on_the_way = [
-            (self.index.key_of(node), next(node.values()))
+            (node.key(), next(node.values()))
             for node in match.node.ancestry()
             if node.has_values and node.end <= match.length
         ]
