@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..calls import Call
 from ..errors import QueueTimeout, TooManyCalls
+from .course import in_a_task
 from .tally import Tally
 
 RETRY_AFTER_S = 1
@@ -50,6 +51,7 @@ class Admission:
         self._waiting[turn] = call
         self._tally.waiting += 1
         try:
+            await in_a_task()
             async with asyncio.timeout(self._queue_timeout_s):
                 await turn
         except TimeoutError:

@@ -16,6 +16,7 @@ from ..calls import Call, Reply
 from ..errors import HttpError, NoWorkerAvailable, UpstreamTimeout
 from ..policies import Policy
 from .aborts import Aborter
+from .course import in_a_task
 from .failures import ConnectFailed, ConnectionDropped, FirstByteTimeout, OutOfSockets
 from .flights import Flight, Flights
 from .health import Signal
@@ -90,6 +91,7 @@ class Forwarder:
 
     async def _retry(self, flight: Flight, outcome: Reply | HttpError) -> Reply | HttpError:
         """Send a call again, after `outcome`, until that does no good any more; return the last outcome."""
+        await in_a_task()
         tried: set[Worker] = set()
         refused: set[Worker] = set()
         rounds = 1

@@ -16,6 +16,7 @@ from typing import Final
 from ..calls import Call, Reply
 from .auth import WorkerCredentials
 from .connection import Connection, Deadlines
+from .course import in_a_task
 from .delays import DelayQueue
 from .failures import ConnectFailed, ConnectionDropped, ConnectTimeout, OutOfSockets
 from .headers import request_head
@@ -118,6 +119,7 @@ class Upstream:
         self._idle.clear()
 
     async def _connect(self, origin: Origin) -> Connection:
+        await in_a_task()
         loop = asyncio.get_running_loop()
         connection = Connection(origin, loop, self._deadlines)
         try:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ..calls import Headers, Reply
+from .course import Course, in_a_task, write
 from .exchange import BODILESS_STATUS, declared_size, told_headers, too_large
 from .ledger import CallRecord
 
@@ -85,8 +86,8 @@ class WireExchange:
         self._news: asyncio.Future[None] | None = None
         self._expects_continue = expects_continue
         self._is_watched = False
-        self.task: asyncio.Task[None] | None = None
-        """Serves it. Set by whoever made the task, for it is asked at every call."""
+        self.task: asyncio.Task[None] | Course | None = None
+        """Serves it. Set by whoever made it, for it is asked at every call."""
         self._knows_chunks = knows_chunks
         self.has_hung_up = False
         self.keep_alive = keep_alive
@@ -161,6 +162,7 @@ class WireExchange:
         """
         flow = self._connection.flow
         if flow.write_paused:  # its client has not taken what it was told before
+            await in_a_task()
             await flow.drain()
         if self.has_hung_up:
             return
@@ -186,13 +188,16 @@ class WireExchange:
             transport.write(head)
             return
         record.reply_bytes = len(body)
-        if len(body) <= JOIN_MAX_BYTES:
-            transport.write(head + body)
+        if len(body) <= JOIN_MAX_BYTES and self.keep_alive:
+            write(transport, head + body)
+        elif len(body) <= JOIN_MAX_BYTES:
+            transport.write(head + body)  # closed in a moment
         else:
             transport.writelines((head, body))
 
     async def _write_stream(self, reply: Reply) -> None:
         assert not isinstance(reply.body, bytes)
+        await in_a_task()
         record, flow, transport = self.record, self._connection.flow, self._connection.transport
         headers = told_headers(reply, record)
         is_bodiless = reply.status in BODILESS_STATUS or record.method == "HEAD"
