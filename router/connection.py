@@ -21,6 +21,7 @@ from ..errors import UpstreamError, UpstreamTimeout
 from .course import promise, write
 from .delays import DelayQueue
 from .failures import BetweenBytesTimeout, ConnectionDropped, FirstByteTimeout
+from .headers import BODILESS_STATUS
 from .origin import Origin
 from .pending_reply import AwaitedReply, PendingReply
 
@@ -38,8 +39,6 @@ MAX_HEAD_FIELDS: Final = 1000
 
 MAX_STATUS: Final = 599
 """HTTP knows no higher one."""
-
-_BODILESS_STATUS = frozenset({204, 304})
 
 
 class Deadlines:
@@ -213,7 +212,7 @@ class Connection(asyncio.Protocol):
         if status > MAX_STATUS:
             raise httptools.HttpParserCallbackError(f"the status {status}")
         exchange.status = status
-        exchange.is_bodiless = exchange.head_only or status in _BODILESS_STATUS
+        exchange.is_bodiless = exchange.head_only or status in BODILESS_STATUS
         length, is_chunked = None, False
         for name, value in exchange.headers:
             if name == b"content-length":

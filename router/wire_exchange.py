@@ -17,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ..calls import Headers, Reply
 from .course import Course, in_a_task, write
-from .exchange import BODILESS_STATUS, declared_size, told_headers, too_large
+from .exchange import declared_size, told_headers, too_large
+from .headers import BODILESS_STATUS
 from .ledger import CallRecord
 
 JOIN_MAX_BYTES: Final = 16 << 10
@@ -40,13 +41,12 @@ class WireExchange:
     """See `Exchange`. The connection calls `receive`, `complete` and `hang_up` as bytes come, or end."""
 
     __slots__ = (
-        "_chunks",
+        "_body",
         "_connection",
         "_expects_continue",
         "_is_watched",
         "_knows_chunks",
         "_news",
-        "_size_bytes",
         "disconnected",
         "has_hung_up",
         "headers",
@@ -79,8 +79,8 @@ class WireExchange:
         self.path = record.path
         self.target = target
         self.headers = headers
-        self._chunks: list[bytes] = []
-        self._size_bytes = 0
+        self._body: bytes | bytearray = b""
+        """What has come of it; from the second piece on in one array, for pieces may be small and many."""
         self.more_body = True
         """Whether its body has not come to its end."""
         self._news: asyncio.Future[None] | None = None
@@ -111,8 +111,13 @@ class WireExchange:
     def receive(self, chunk: bytes) -> None:
         """Take a piece of the body."""
         if not self.response_complete:
-            self._chunks.append(chunk)
-            self._size_bytes += len(chunk)
+            if not self._body:
+                self._body = chunk
+            elif isinstance(self._body, bytearray):
+                self._body += chunk
+            else:
+                self._body = bytearray(self._body)
+                self._body += chunk
             self._tell_reader()
 
     def complete(self) -> None:
@@ -132,17 +137,16 @@ class WireExchange:
                 raise too_large(max_bytes)
             if self._expects_continue:
                 self._connection.transport.write(CONTINUE)
-        while self.more_body and self._size_bytes <= max_bytes:
+        while self.more_body and len(self._body) <= max_bytes:
             if self.has_hung_up:
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        if self._size_bytes > max_bytes:
-            self._chunks.clear()
+        body, self._body = self._body, b""
+        if len(body) > max_bytes:
             raise too_large(max_bytes)
-        self.record.request_bytes = self._size_bytes
-        chunks, self._chunks = self._chunks, []
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.record.request_bytes = len(body)
+        return bytes(body)
 
     def watch(self) -> None:
         """From now on, cancel the task when the client hangs up."""
