@@ -5,12 +5,14 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from ..calls import Call
 from ..errors import QueueTimeout, TooManyCalls
+from .course import in_a_task
 from .tally import Tally
 
-RETRY_AFTER_S = 1
+TURN_RETRY_AFTER_S: Final = 1
 """What a client that was not let in is told to wait: places become free all the time."""
 
 
@@ -43,13 +45,14 @@ class Admission:
             raise TooManyCalls(
                 f"{self._inside} calls are at work and {self._tally.waiting} wait, which is as many as may;"
                 " --max-concurrent-requests and --queue-size raise the limits",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=TURN_RETRY_AFTER_S,
             )
         loop = asyncio.get_running_loop()
         began_s, turn = loop.time(), loop.create_future()
         self._waiting[turn] = call
         self._tally.waiting += 1
         try:
+            await in_a_task()
             async with asyncio.timeout(self._queue_timeout_s):
                 await turn
         except TimeoutError:
@@ -58,7 +61,7 @@ class Admission:
             raise QueueTimeout(
                 f"The call waited {self._queue_timeout_s:g} s for its turn (--queue-timeout-secs) and was not"
                 " begun",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=TURN_RETRY_AFTER_S,
             ) from None
         except asyncio.CancelledError:
             self._give_up(turn)

@@ -8,7 +8,7 @@ from ..errors import NoWorkerAvailable, UpstreamError
 from . import engine_metrics, loads
 from .answers import Answer
 from .fleet import Fleet, own_call
-from .forwarder import RETRY_AFTER_S
+from .forwarder import WORKER_RETRY_AFTER_S
 from .workers import Worker, WorkerPool
 
 MAX_METRICS_BYTES: Final = 16 << 20
@@ -100,6 +100,6 @@ class Aggregates:
         if not self._pool.routable:
             raise NoWorkerAvailable(
                 f"None of the {len(self._pool)} workers takes calls. GET /workers shows their state",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=WORKER_RETRY_AFTER_S,
             )
         return list(self._pool.routable)

@@ -135,6 +135,7 @@ def create_app(settings: RouterSettings) -> RouterApp:
         request_ids=request_ids,
         on_end=on_end,
         admission=admission,
+        needs_tasks=bool(middleware),
     )
     app.own_endpoints = OwnEndpoints(super(RouterApp, app).__call__, app.data_plane, on_end=on_end)
     app.metrics = registry_of(RouterCollector(pool, app.data_plane, middleware, ledger, tally))

@@ -18,10 +18,12 @@ import httptools
 
 from ..calls import Reply
 from ..errors import UpstreamError, UpstreamTimeout
+from .course import promise, write
 from .delays import DelayQueue
 from .failures import BetweenBytesTimeout, ConnectionDropped, FirstByteTimeout
+from .headers import BODILESS_STATUS
 from .origin import Origin
-from .pending_reply import PendingReply
+from .pending_reply import AwaitedReply, PendingReply
 
 WHOLE_BODY_MAX_BYTES: Final = 1 << 20
 """Replies up to this length are handed over whole; longer ones stream, so that memory stays bounded."""
@@ -37,8 +39,6 @@ MAX_HEAD_FIELDS: Final = 1000
 
 MAX_STATUS: Final = 599
 """HTTP knows no higher one."""
-
-_BODILESS_STATUS = frozenset({204, 304})
 
 
 class Deadlines:
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or not self.is_reusable:
             raise ConnectionDropped(f"The connection to {self.origin} is closed", reply_begun=False)
-        reply: asyncio.Future[Reply] = self.loop.create_future()
+        reply: AwaitedReply = promise(self.loop)
         exchange = PendingReply(self, reply, head_only=head_only)
         self._on_end = on_end
         self._exchange = exchange
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         if len(body) > COPIED_BODY_MAX_BYTES:
             transport.writelines((head, body))
         else:
-            transport.write(head + body)
+            write(transport, head + body)
         try:
             return await reply
         except asyncio.CancelledError:
@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
         if status > MAX_STATUS:
             raise httptools.HttpParserCallbackError(f"the status {status}")
         exchange.status = status
-        exchange.is_bodiless = exchange.head_only or status in _BODILESS_STATUS
+        exchange.is_bodiless = exchange.head_only or status in BODILESS_STATUS
         length, is_chunked = None, False
         for name, value in exchange.headers:
             if name == b"content-length":

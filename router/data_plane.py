@@ -13,6 +13,7 @@ from ..calls import Call, Handler, Headers, Reply
 from ..errors import HttpError, NoWorkerAvailable, PayloadTooLarge, QueueTimeout, TooManyCalls
 from .admission import Admission, Withdrawn
 from .asgi_exchange import WATCH_AFTER_S, AsgiExchange, Receive, Scope, Send
+from .course import Turn
 from .delays import DelayQueue
 from .exchange import Exchange
 from .headers import end_to_end_request
@@ -38,16 +39,21 @@ class DataPlane:
         request_ids: RequestIds,
         on_end: OnEnd,
         admission: Admission | None = None,
+        needs_tasks: bool = True,
     ) -> None:
         """Answer calls with `handler`; `on_end` gets the record of each one that has ended.
 
-        Without `admission`, however many calls come are served at once.
+        Without `admission`, however many calls come are served at once. `needs_tasks` is whether the handler
+        may wait for what it likes, or knows of courses.
         """
         self._handler = handler
         self.max_body_bytes = max_body_bytes
         self._request_ids = request_ids
         self._on_end = on_end
         self._admission = admission
+        self.needs_tasks = needs_tasks
+        """Whether each call is served in a task of its own from the beginning, and not as a `Course`."""
+        self.turn = Turn()
         self._unwatched: DelayQueue[AsgiExchange] = DelayQueue(WATCH_AFTER_S, AsgiExchange.start_watching)
         self.in_flight = 0
         self.hung_up_total = 0

@@ -8,11 +8,9 @@ from typing import Final, Protocol
 
 from ..calls import Headers, Reply
 from ..errors import PayloadTooLarge
+from .headers import BODILESS_STATUS
 from .ledger import CallRecord
 from .request_id import REQUEST_ID_HEADER
-
-BODILESS_STATUS: Final = frozenset({204, 304})
-"""Replies of these have no body, whatever their headers say."""
 
 
 class Exchange(Protocol):

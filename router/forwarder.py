@@ -16,6 +16,7 @@ from ..calls import Call, Reply
 from ..errors import HttpError, NoWorkerAvailable, UpstreamTimeout
 from ..policies import Policy
 from .aborts import Aborter
+from .course import in_a_task
 from .failures import ConnectFailed, ConnectionDropped, FirstByteTimeout, OutOfSockets
 from .flights import Flight, Flights
 from .health import Signal
@@ -26,7 +27,7 @@ from .tally import Tally
 from .upstream import Upstream
 from .workers import Worker, WorkerPool
 
-RETRY_AFTER_S: Final = 5
+WORKER_RETRY_AFTER_S: Final = 5
 """What a client is told to wait when there is no worker: about one round of health probes."""
 
 ABORT_PATIENCE_S: Final = 1.0
@@ -90,6 +91,7 @@ class Forwarder:
 
     async def _retry(self, flight: Flight, outcome: Reply | HttpError) -> Reply | HttpError:
         """Send a call again, after `outcome`, until that does no good any more; return the last outcome."""
+        await in_a_task()
         tried: set[Worker] = set()
         refused: set[Worker] = set()
         rounds = 1
@@ -214,7 +216,7 @@ class Forwarder:
             message = "There are no workers. Add one: POST /add_worker?url=http://host:port"
         else:
             message = f"None of the {len(self._pool)} workers takes calls now. GET /workers shows their state"
-        return NoWorkerAvailable(message, retry_after_s=RETRY_AFTER_S)
+        return NoWorkerAvailable(message, retry_after_s=WORKER_RETRY_AFTER_S)
 
 
 _UNBEGUN: Final = frozenset(

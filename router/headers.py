@@ -3,7 +3,12 @@
 Source: RFC 9110 section 7.6.1 (Connection), RFC 9112 (message syntax).
 """
 
+from typing import Final
+
 from ..calls import Headers
+
+BODILESS_STATUS: Final = frozenset({204, 304})
+"""Replies of these have no body, whatever their headers say."""
 
 HOP_BY_HOP = frozenset(
     {

@@ -2,11 +2,15 @@
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ..calls import Headers, Reply
 from ..errors import UpstreamError
+from .course import Promise
 from .headers import end_to_end_reply
+
+AwaitedReply: TypeAlias = asyncio.Future[Reply] | Promise[Reply]
+"""Where somebody waits for a reply: in a task, or on a course."""
 
 
 class ReplySource(Protocol):
@@ -43,10 +47,10 @@ class PendingReply:
         "waiter",
     )
 
-    def __init__(self, source: ReplySource, reply: "asyncio.Future[Reply]", *, head_only: bool) -> None:
+    def __init__(self, source: ReplySource, reply: AwaitedReply, *, head_only: bool) -> None:
         """Set `reply` once it is whole, or once its head is there; bytes come from `source`."""
         self._source = source
-        self._reply: asyncio.Future[Reply] | None = reply
+        self._reply: AwaitedReply | None = reply
         self.head_only = head_only
         self.begun = False
         self.status = 0
@@ -119,8 +123,8 @@ class PendingReply:
         if not self.is_complete and self.error is None:
             self._source.abort()
 
-    def _awaited_reply(self) -> "asyncio.Future[Reply] | None":
-        """Return the future of the reply while somebody waits for it, once.
+    def _awaited_reply(self) -> AwaitedReply | None:
+        """Return where somebody waits for the reply, once.
 
         It is not kept: it holds the reply, which holds the stream, which must be free to be dropped.
         """

@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 from ..calls import Headers, Reply
 from ..errors import BadRequest, HeadTooLarge, HttpError
 from .app import RouterApp
+from .course import Course
 from .delays import DelayQueue
 from .wire_exchange import WireExchange, reply_head
 
@@ -190,9 +191,15 @@ class RouterProtocol(HttpToolsProtocol):
 
     def _serve(self, exchange: WireExchange) -> None:
         self._served = exchange
-        task = exchange.task = self.loop.create_task(self._router.data_plane.serve(exchange))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        plane = self._router.data_plane
+        if plane.needs_tasks or exchange.more_body:
+            task = exchange.task = self.loop.create_task(plane.serve(exchange))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        else:
+            running: set[Any] = self.tasks  # the server only counts and cancels what is in there
+            exchange.task = Course(plane.serve(exchange), plane.turn, self.loop, running.discard)
+            running.add(exchange.task)
 
     def _go_uvicorns_way(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from ..errors import ConfigError
 from .logs import LogFormat
@@ -234,6 +234,22 @@ class RouterSettings:
 
         Raises: ConfigError naming the flag.
         """
+        self._check_texts()
+        self._check_numbers()
+
+    def _check_texts(self) -> None:
+        if "none" in self.middleware and len(self.middleware) > 1:
+            raise ConfigError("--middleware none stands alone: it turns all middleware off")
+        if len(set(self.middleware)) < len(self.middleware):
+            raise ConfigError(f"--middleware {' '.join(self.middleware)}: each one only once")
+        endpoint = self.health_check_endpoint
+        if (
+            not (endpoint.startswith("/") and endpoint.isascii() and endpoint.isprintable())
+            or " " in endpoint
+        ):
+            raise ConfigError(f"--health-check-endpoint {endpoint!r}: expected a path such as /ready")
+
+    def _check_numbers(self) -> None:
         for flag, port in (("--port", self.port), ("--prometheus-port", self.prometheus_port)):
             if port is not None and not 0 <= port <= 65535:
                 raise ConfigError(f"{flag} {port}: expected 0 to 65535")
@@ -245,10 +261,6 @@ class RouterSettings:
             raise ConfigError(f"--balance-abs-threshold {self.balance_abs_threshold}: expected 0 or more")
         if not (math.isfinite(self.balance_rel_threshold) and self.balance_rel_threshold >= 1):
             raise ConfigError(f"--balance-rel-threshold {self.balance_rel_threshold}: expected 1 or more")
-        if "none" in self.middleware and len(self.middleware) > 1:
-            raise ConfigError("--middleware none stands alone: it turns all middleware off")
-        if len(set(self.middleware)) < len(self.middleware):
-            raise ConfigError(f"--middleware {' '.join(self.middleware)}: each one only once")
         if self.max_concurrent_requests != -1 and self.max_concurrent_requests < 1:
             raise ConfigError(
                 f"--max-concurrent-requests {self.max_concurrent_requests}: expected 1 or more, or -1 for any"
@@ -259,29 +271,27 @@ class RouterSettings:
         _check("retry_jitter_factor", 0 <= jitter <= 1, jitter, "0 to 1")
         multiplier = self.retry_backoff_multiplier
         _check("retry_backoff_multiplier", 1 <= multiplier <= 100, multiplier, "1 to 100")
-        endpoint = self.health_check_endpoint
-        if (
-            not (endpoint.startswith("/") and endpoint.isascii() and endpoint.isprintable())
-            or " " in endpoint
-        ):
-            raise ConfigError(f"--health-check-endpoint {endpoint!r}: expected a path such as /ready")
-        for name in (
-            "max_payload_size",
-            "request_timeout_secs",
-            "connect_timeout_secs",
-            "first_byte_timeout_secs",
-            "between_bytes_timeout_secs",
-            "queue_timeout_secs",
-            "fleet_concurrency",
-            "fleet_timeout_secs",
-            "health_failure_threshold",
-            "health_success_threshold",
-            "health_check_interval_secs",
-            "health_check_timeout_secs",
-        ):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             is_good = value is None or (math.isfinite(value) and value > 0)
             _check(name, is_good, value, "more than 0")
+
+
+_ABOVE_ZERO: Final = (
+    "max_payload_size",
+    "request_timeout_secs",
+    "connect_timeout_secs",
+    "first_byte_timeout_secs",
+    "between_bytes_timeout_secs",
+    "queue_timeout_secs",
+    "fleet_concurrency",
+    "fleet_timeout_secs",
+    "health_failure_threshold",
+    "health_success_threshold",
+    "health_check_interval_secs",
+    "health_check_timeout_secs",
+)
+"""Limits and times, which are either more than 0 or, where that is allowed, not set."""
 
 
 def _check(name: str, holds: bool, value: object, expected: str) -> None:  # noqa: FBT001  the claim itself

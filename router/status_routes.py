@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ..calls import Reply
-from .forwarder import RETRY_AFTER_S
+from .forwarder import WORKER_RETRY_AFTER_S
 from .responses import as_response
 from .workers import WorkerPool
 
@@ -25,7 +25,7 @@ def status_routes(pool: WorkerPool, metrics: CollectorRegistry) -> APIRouter:
             return as_response(Reply.of_json(told))
         told = {"status": "not ready", "reason": "no routable workers", "total_workers": total}
         reply = Reply.of_json(told, 503)
-        reply.headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        reply.headers.append((b"retry-after", str(WORKER_RETRY_AFTER_S).encode()))
         return as_response(reply)
 
     async def show_metrics() -> Response:

@@ -16,6 +16,7 @@ from typing import Final
 from ..calls import Call, Reply
 from .auth import WorkerCredentials
 from .connection import Connection, Deadlines
+from .course import in_a_task
 from .delays import DelayQueue
 from .failures import ConnectFailed, ConnectionDropped, ConnectTimeout, OutOfSockets
 from .headers import request_head
@@ -24,7 +25,7 @@ from .origin import Origin
 _OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 """What the system says where this side has no file or no port left for a connection."""
 
-RETRY_AFTER_S: Final = 1
+SOCKET_RETRY_AFTER_S: Final = 1
 """What a client is told to wait when there is no socket for its call: calls end all the time."""
 
 IDLE_TIMEOUT_S: Final = 2.0
@@ -118,6 +119,7 @@ class Upstream:
         self._idle.clear()
 
     async def _connect(self, origin: Origin) -> Connection:
+        await in_a_task()
         loop = asyncio.get_running_loop()
         connection = Connection(origin, loop, self._deadlines)
         try:
@@ -136,7 +138,7 @@ class Upstream:
                 raise OutOfSockets(
                     f"The router has no socket left to reach {origin} with ({error.strerror}): raise its"
                     " limit of open files, or lower --max-concurrent-requests",
-                    retry_after_s=RETRY_AFTER_S,
+                    retry_after_s=SOCKET_RETRY_AFTER_S,
                 ) from None
             raise ConnectFailed(f"The worker {origin} took no connection: {error}") from None
         return connection

@@ -16,7 +16,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ..calls import Headers, Reply
-from .exchange import BODILESS_STATUS, declared_size, told_headers, too_large
+from .course import Course, in_a_task, write
+from .exchange import declared_size, told_headers, too_large
+from .headers import BODILESS_STATUS
 from .ledger import CallRecord
 
 JOIN_MAX_BYTES: Final = 16 << 10
@@ -39,13 +41,12 @@ class WireExchange:
     """See `Exchange`. The connection calls `receive`, `complete` and `hang_up` as bytes come, or end."""
 
     __slots__ = (
-        "_chunks",
+        "_body",
         "_connection",
         "_expects_continue",
         "_is_watched",
         "_knows_chunks",
         "_news",
-        "_size_bytes",
         "disconnected",
         "has_hung_up",
         "headers",
@@ -78,15 +79,15 @@ class WireExchange:
         self.path = record.path
         self.target = target
         self.headers = headers
-        self._chunks: list[bytes] = []
-        self._size_bytes = 0
+        self._body: bytes | bytearray = b""
+        """What has come of it; from the second piece on in one array, for pieces may be small and many."""
         self.more_body = True
         """Whether its body has not come to its end."""
         self._news: asyncio.Future[None] | None = None
         self._expects_continue = expects_continue
         self._is_watched = False
-        self.task: asyncio.Task[None] | None = None
-        """Serves it. Set by whoever made the task, for it is asked at every call."""
+        self.task: asyncio.Task[None] | Course | None = None
+        """Serves it. Set by whoever made it, for it is asked at every call."""
         self._knows_chunks = knows_chunks
         self.has_hung_up = False
         self.keep_alive = keep_alive
@@ -110,8 +111,13 @@ class WireExchange:
     def receive(self, chunk: bytes) -> None:
         """Take a piece of the body."""
         if not self.response_complete:
-            self._chunks.append(chunk)
-            self._size_bytes += len(chunk)
+            if not self._body:
+                self._body = chunk
+            elif isinstance(self._body, bytearray):
+                self._body += chunk
+            else:
+                self._body = bytearray(self._body)
+                self._body += chunk
             self._tell_reader()
 
     def complete(self) -> None:
@@ -131,17 +137,16 @@ class WireExchange:
                 raise too_large(max_bytes)
             if self._expects_continue:
                 self._connection.transport.write(CONTINUE)
-        while self.more_body and self._size_bytes <= max_bytes:
+        while self.more_body and len(self._body) <= max_bytes:
             if self.has_hung_up:
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        if self._size_bytes > max_bytes:
-            self._chunks.clear()
+        body, self._body = self._body, b""
+        if len(body) > max_bytes:
             raise too_large(max_bytes)
-        self.record.request_bytes = self._size_bytes
-        chunks, self._chunks = self._chunks, []
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.record.request_bytes = len(body)
+        return bytes(body)
 
     def watch(self) -> None:
         """From now on, cancel the task when the client hangs up."""
@@ -161,6 +166,7 @@ class WireExchange:
         """
         flow = self._connection.flow
         if flow.write_paused:  # its client has not taken what it was told before
+            await in_a_task()
             await flow.drain()
         if self.has_hung_up:
             return
@@ -186,13 +192,16 @@ class WireExchange:
             transport.write(head)
             return
         record.reply_bytes = len(body)
-        if len(body) <= JOIN_MAX_BYTES:
-            transport.write(head + body)
+        if len(body) <= JOIN_MAX_BYTES and self.keep_alive:
+            write(transport, head + body)
+        elif len(body) <= JOIN_MAX_BYTES:
+            transport.write(head + body)  # closed in a moment
         else:
             transport.writelines((head, body))
 
     async def _write_stream(self, reply: Reply) -> None:
         assert not isinstance(reply.body, bytes)
+        await in_a_task()
         record, flow, transport = self.record, self._connection.flow, self._connection.transport
         headers = told_headers(reply, record)
         is_bodiless = reply.status in BODILESS_STATUS or record.method == "HEAD"

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -118,6 +119,30 @@ def test_whole_reply_leaves_in_one_write_with_its_length_and_the_request_id() ->
         (call,) = Answering.seen
         assert (call.method, call.path, call.target, call.request_id) == ("GET", "/x", b"/x?q=1", "mine")
         assert wire.failures == []
+
+    run(test())
+
+
+def test_body_in_many_small_pieces_takes_little_more_room_than_it_is_long() -> None:
+    pieces = 100_000
+
+    async def wait(call: Call) -> Reply:
+        raise AssertionError(call)
+
+    async def test() -> None:
+        wire = Wire(wait)
+        head = b"POST /x HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n"
+        wire.protocol.data_received(head)
+        some = b"2\r\nab\r\n" * 100
+        tracemalloc.start()
+        for _ in range(pieces // 100):
+            wire.protocol.data_received(some)
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert taken_bytes < 3 * 2 * pieces
+        wire.transport.is_lost = True
+        wire.protocol.connection_lost(None)
+        await asyncio.gather(*wire.state.tasks)
 
     run(test())
 
