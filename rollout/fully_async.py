@@ -26,6 +26,7 @@ from ..errors import ConfigError, HttpError, RolloutError
 from .batch import Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
+from .event_loop import collecting_rarely
 from .generate import generate_and_rm_group
 from .leftovers import check_takes_back, give_back, leftover_groups
 from .loop import generate_rollout
@@ -297,7 +298,7 @@ class _ProducerThread:
         return future.result()
 
     def _run(self, started: "concurrent.futures.Future[_Producer]") -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        with collecting_rarely(), asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
                 self._leftover = runner.run(self._main(started))
             except Exception as error:  # noqa: BLE001  it is raised where the thread was begun
