@@ -14,11 +14,17 @@ import pytest
 from rich.console import Console
 
 from espalier.cli import main
-from espalier.rollout import RolloutConfig, Sample, generate, generate_rollout, padded_arrays
+from espalier.rollout import (
+    RolloutConfig,
+    RolloutDataSourceWithBuffer,
+    Sample,
+    generate,
+    generate_rollout,
+    padded_arrays,
+)
 from espalier.rollout.client import RouterClient
 from espalier.rollout.command import run
 from tests.engine.workers import EngineWorker
-from tests.rollout.test_leftovers import BufferedSource
 from tests.router.running import router
 from tests.simulator.workers import INSTANT, SLOW, eventually, running_worker
 from tests.test_exact_tokens import router as witnessed_router
@@ -85,7 +91,7 @@ def test_partial_rollouts_keep_every_token_over_a_weight_update(tmp_path: Path) 
             over_sampling_batch_size=24,
             rollout_max_response_len=400,
         )
-        source = BufferedSource(config)
+        source = RolloutDataSourceWithBuffer(config)
         generate_rollout(config, 0, source)
         begun = {
             sample.index: (list(sample.tokens), list(sample.rollout_log_probs or []))
