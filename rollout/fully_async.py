@@ -27,7 +27,7 @@ from .batch import Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
 from .event_loop import collecting_rarely
-from .generate import generate_and_rm_group
+from .groups import generate_and_rm_group
 from .leftovers import check_takes_back, give_back, leftover_groups
 from .loop import generate_rollout
 from .metrics import DROP_PREFIX, FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics

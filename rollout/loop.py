@@ -18,7 +18,7 @@ from .data_source import DataSource
 from .evaluation import eval_rollout
 from .event_loop import run_async
 from .filters import MetricGatherer
-from .generate import generate_and_rm_group
+from .groups import generate_and_rm_group
 from .leftovers import START_ROLLOUT_ID, check_takes_back, give_back, leftover_groups
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
