@@ -24,7 +24,7 @@ V = TypeVar("V")
 class Node(Generic[V]):
     """One node: read it, walk `parent`; only the index changes it.
 
-    `end` is the length of its key in bytes, `stamp` grows with every insertion at the node or below it.
+    `end` is the length of its key in bytes, `stamp` that of the latest insertion at the node or below it.
     """
 
     __slots__ = ("_below", "_only", "_only_stamp", "_several", "end", "label", "latest", "parent", "stamp")
@@ -158,22 +158,21 @@ class RadixIndex(Generic[V]):
 
     def __init__(self) -> None:
         self._root: Node[V] = Node(b"", None, 0)
-        self._stamp = 0
         self.label_bytes = 0
         """Bytes of all edge labels: what the keys cost after sharing."""
 
-    def insert(self, key: bytes, value: V, *, after: Node[V] | None = None) -> Node[V]:
+    def insert(self, key: bytes, value: V, stamp: int, *, after: Node[V] | None = None) -> Node[V]:
         """Add `value` at `key`, read on from the node `after` if given, and return the node it is at.
 
-        A value that is there already becomes the latest again.
+        A value that is there already becomes the latest again. `stamp` is positive and not less than any
+        before; it is kept as it is, so that many indices can share one number.
         """
         node = self._descend(key, after or self._root)
-        self._stamp += 1
-        node.add(value, self._stamp)
+        node.add(value, stamp)
         above: Node[V] | None = node
         while above is not None:
             above.latest = value
-            above.stamp = self._stamp
+            above.stamp = stamp
             above = above.parent
         return node
 

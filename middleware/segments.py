@@ -11,6 +11,7 @@ is ever split, and a generation is never shared between siblings, even where the
 Positions are absolute, counted from the root: `start` and `end` in tokens, `text_*` in UTF-8 bytes.
 """
 
+import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ TOKEN_ID_BYTES = 4
 
 Logprobs: TypeAlias = "array[float]"
 """Log-probabilities in nats, 8 bytes each (typecode `d`), NaN where the worker gave none for a token."""
+
+
+Versions: TypeAlias = "str | tuple[WeightSpan, ...]"
+"""The weight versions of a generation's tokens: one name for all of them, or spans."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -92,8 +97,7 @@ class Generation(Segment):
     session_id: str | None
     logprobs: "Logprobs | None"
     """One for each token, or None where the worker gave none at all."""
-    weight_versions: tuple[WeightSpan, ...]
-    """Spans of the generation's own tokens, counted from its first one; empty where not known."""
+    versions: "Versions"
     finish_type: str | None
     visible_end: int
     trimmed_tokens: int
@@ -107,9 +111,18 @@ class Generation(Segment):
     """Whether nobody can ask for it any more: it stays for the segments that follow from it."""
 
     @property
+    def weight_versions(self) -> tuple[WeightSpan, ...]:
+        """Spans of the generation's own tokens, counted from its first one; empty where not known."""
+        if isinstance(self.versions, str):
+            return (WeightSpan(version=self.versions, start=0, end=self.size),)
+        return self.versions
+
+    @property
     def last_version(self) -> str | None:
         """The weight version of its last token: what it is as old as."""
-        return self.weight_versions[-1].version if self.weight_versions else None
+        if isinstance(self.versions, str):
+            return self.versions
+        return self.versions[-1].version if self.versions else None
 
     @property
     def before(self) -> "Generation | None":
@@ -122,6 +135,13 @@ class Generation(Segment):
         if self.text_end > self.visible_end:
             return self.size
         return self.size - self.trimmed_tokens
+
+
+def compact_versions(spans: tuple[WeightSpan, ...]) -> Versions:
+    """Return spans that cover a generation, so that what thousands of them have in common is kept once."""
+    if len(spans) != 1:
+        return spans
+    return sys.intern(spans[0].version)
 
 
 class Piece(NamedTuple):

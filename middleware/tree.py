@@ -18,6 +18,7 @@ without it.
 No method does I/O or awaits; all walks are loops.
 """
 
+import sys
 import time
 from array import array
 from collections import OrderedDict
@@ -31,7 +32,17 @@ from .cut import Cut, TextMatch
 from .matching import MAX_SAME_KEY, TEXT_AXIS, TOKEN_AXIS, Prompt, choose, shared_context
 from .names import Names
 from .radix import Node, RadixIndex
-from .segments import TOKEN_ID_BYTES, Context, Generation, Logprobs, Segment, Tokens, path, tokens_of
+from .segments import (
+    TOKEN_ID_BYTES,
+    Context,
+    Generation,
+    Logprobs,
+    Segment,
+    Tokens,
+    compact_versions,
+    path,
+    tokens_of,
+)
 
 MAX_SESSION_CANDIDATES = 64
 """How many of a session's generations are compared with a prompt, latest first."""
@@ -205,9 +216,9 @@ class TokenTree:
             holders=1,
         )
         known = match.last_node
-        context.ids_node = self._ids.insert(ids_key[known.end :], context, after=known)
+        context.ids_node = self._ids.insert(ids_key[known.end :], context, context.ordinal, after=known)
         if key is not None:
-            context.text_node = self._texts.insert(key, context)
+            context.text_node = self._texts.insert(key, context, context.ordinal)
         self._add(context)
         return context
 
@@ -230,17 +241,20 @@ class TokenTree:
             rid=sampled.rid,
             session_id=sampled.session_id,
             logprobs=sampled.logprobs,
-            weight_versions=sampled.weight_versions,
-            finish_type=sampled.finish_type,
+            versions=compact_versions(sampled.weight_versions),
+            finish_type=sys.intern(sampled.finish_type) if sampled.finish_type is not None else None,
             visible_end=visible_end,
             trimmed_tokens=sampled.trimmed_tokens,
             cuts_token=sampled.cuts_token,
             skips_special_tokens=sampled.skips_special_tokens,
         )
-        generation.ids_node = self._ids.insert(sampled.tokens.tobytes(), generation, after=context.ids_node)
+        ids_key, stamp = sampled.tokens.tobytes(), generation.ordinal
+        generation.ids_node = self._ids.insert(ids_key, generation, stamp, after=context.ids_node)
         if text is not None and context.text_node is not None:
-            generation.visible_node = self._texts.insert(visible, generation, after=context.text_node)
-            generation.text_node = self._texts.insert(spelled, generation, after=generation.visible_node)
+            generation.visible_node = self._texts.insert(visible, generation, stamp, after=context.text_node)
+            generation.text_node = self._texts.insert(
+                spelled, generation, stamp, after=generation.visible_node
+            )
         self._leaves[generation] = None
         self._add(generation)
         now_s = self._clock()

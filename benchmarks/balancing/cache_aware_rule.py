@@ -5,6 +5,7 @@ known prefix, if that is a big enough part of the prompt; else the least busy wo
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 from espalier.calls import Call
 from espalier.middleware.radix import RadixIndex
@@ -27,6 +28,7 @@ class CacheAwareRule:
         self._abs = balance_abs_threshold
         self._rel = balance_rel_threshold
         self._index: RadixIndex[int] = RadixIndex()
+        self._stamps = count(1)
         self._least_busy = LeastInFlight()
 
     def choose(self, call: Call, candidates: Sequence[CandidateT]) -> CandidateT:
@@ -40,5 +42,5 @@ class CacheAwareRule:
                 chosen = next((one for one in candidates if one.ordinal == match.node.latest), None)
         if chosen is None:
             chosen = self._least_busy.choose(call, candidates)
-        self._index.insert(prompt, chosen.ordinal)
+        self._index.insert(prompt, chosen.ordinal, next(self._stamps))
         return chosen

@@ -19,6 +19,7 @@ is in the worker's cache.
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import count
 from operator import attrgetter
 from typing import Final
 
@@ -95,6 +96,7 @@ class PromptPlaces:
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._index: RadixIndex[int] = RadixIndex()
+        self._stamps = count(1)
         self._uses: OrderedDict[tuple[Node[int], int], None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -123,7 +125,7 @@ class PromptPlaces:
     def add(self, prompt: bytes, match: "Match[int]", ordinal: int) -> None:
         """Note that the worker was given `prompt`, of which `match` is the match."""
         known = match.last_node
-        node = self._index.insert(prompt[known.end :], ordinal, after=known)
+        node = self._index.insert(prompt[known.end :], ordinal, next(self._stamps), after=known)
         use = (node, ordinal)
         self._uses[use] = None
         self._uses.move_to_end(use)

@@ -27,7 +27,7 @@ class RadixMachine(RuleBasedStateMachine):
     def insert(self, key: bytes) -> tuple[Node[int], bytes, int]:
         self.count += 1
         self.model.append((key, self.count))
-        return self.index.insert(key, self.count), key, self.count
+        return self.index.insert(key, self.count, self.count), key, self.count
 
     @rule(target=inserted, base=inserted, rest=keys)
     def insert_after(self, base: tuple[Node[int], bytes, int], rest: bytes) -> tuple[Node[int], bytes, int]:
@@ -36,7 +36,7 @@ class RadixMachine(RuleBasedStateMachine):
             return base
         self.count += 1
         self.model.append((key + rest, self.count))
-        return self.index.insert(rest, self.count, after=node), key + rest, self.count
+        return self.index.insert(rest, self.count, self.count, after=node), key + rest, self.count
 
     @rule(entry=consumes(inserted))
     def remove(self, entry: tuple[Node[int], bytes, int]) -> None:
@@ -93,15 +93,15 @@ TestRadixIndex.settings = settings(max_examples=60, stateful_step_count=30, dead
 
 def test_edge_is_split_at_the_first_difference() -> None:
     index: RadixIndex[str] = RadixIndex()
-    index.insert(b"abcX", "x")
-    index.insert(b"abcY", "y")
+    index.insert(b"abcX", "x", 1)
+    index.insert(b"abcY", "y", 2)
     match = index.match(b"abcZ")
     assert (match.length, match.node.label, match.node.latest) == (3, b"abc", "y")
 
 
 def test_match_may_end_inside_an_edge() -> None:
     index: RadixIndex[str] = RadixIndex()
-    index.insert(b"hello world", "whole")
+    index.insert(b"hello world", "whole", 1)
     match = index.match(b"hello there")
     assert (match.length, match.node.latest) == (6, "whole")
 
@@ -109,13 +109,13 @@ def test_match_may_end_inside_an_edge() -> None:
 def test_labels_are_stored_once_for_shared_prefixes() -> None:
     index: RadixIndex[int] = RadixIndex()
     for value in range(100):
-        index.insert(b"p" * 1000 + b"%03d" % value, value)
+        index.insert(b"p" * 1000 + b"%03d" % value, value, 1 + value)
     assert index.label_bytes < 1000 + 100 * 3 + 1
 
 
 def test_depth_is_not_bounded_by_the_call_stack() -> None:
     index: RadixIndex[int] = RadixIndex()
-    nodes = [index.insert(b"x" * length, length) for length in range(1, 1500)]
+    nodes = [index.insert(b"x" * length, length, length) for length in range(1, 1500)]
     assert index.match(b"x" * 6000).length == 1499
     for length, node in enumerate(nodes, start=1):
         index.remove(node, length)
@@ -126,9 +126,9 @@ def test_match_of_long_text_does_not_depend_on_the_number_of_siblings() -> None:
     prompt = bytes(range(1, 101)) * 1000
     few: RadixIndex[int] = RadixIndex()
     many: RadixIndex[int] = RadixIndex()
-    few.insert(prompt + b"few", 0)
+    few.insert(prompt + b"few", 0, 1)
     for value in range(20_000):
-        many.insert(prompt + b"%05d" % value, value)
+        many.insert(prompt + b"%05d" % value, value, 1 + value)
     few_s, many_s = best_s(few, prompt + b"00007!"), best_s(many, prompt + b"00007!")
     assert many_s < 5 * few_s + 1e-4
     assert many_s < 0.005
