@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from espalier.middleware.segments import Generation, path, tokens_of
-from espalier.middleware.tree import SESSIONS_A_SWEEP, Sampled, TokenTree
+from espalier.middleware.store import SESSIONS_A_SWEEP
+from espalier.middleware.tree import Sampled, TokenTree
 from espalier.sglang import WeightSpan
 
 from .driver import Setup, says
