@@ -30,6 +30,7 @@ from .naive_tree import (
 )
 
 BUDGET_TOKENS = 150
+SESSION_TTL_S = 100.0
 WORDS = ["hello", "<|", " world", " the", "é", "🙂", "你好", "\x00", STOP, "\n", "a", "aa", "b", "x" * 20]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map("".join)
 sessions = st.sampled_from([None, "s", "t"])
@@ -84,7 +85,14 @@ class TreeMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree = TokenTree(max_cached_tokens=BUDGET_TOKENS, max_cached_bytes=1 << 40)
+        self.now_s = 0.0
+        self.used_at_s: dict[str, float] = {}
+        self.tree = TokenTree(
+            max_cached_tokens=BUDGET_TOKENS,
+            max_cached_bytes=1 << 40,
+            session_ttl_s=SESSION_TTL_S,
+            clock=lambda: self.now_s,
+        )
         self.naive = NaiveTree()
         self.all: dict[int, Recording] = {}
         self.generations: dict[int, Generation] = {}
@@ -171,6 +179,45 @@ class TreeMachine(RuleBasedStateMachine):
         self.take_gone(leaves)
         assert self.tree.get(rid) is None
 
+    @precondition(lambda self: self.naive.recordings)
+    @rule(pick=picks)
+    def forget_session(self, pick: int) -> None:
+        """What others go on from stays, and is not looked at here: then nothing is forgotten."""
+        session_id = self.known(pick).session_id
+        same = [each for each in self.naive.recordings if each.session_id == session_id]
+        if session_id is not None and not self.is_needed_by_others(same):
+            assert self.tree.forget_session(session_id) == len(same)
+            self.all_are_gone(same)
+
+    @rule(seconds=st.sampled_from([0.0, 60.0, 150.0]))
+    def expire(self, seconds: float) -> None:
+        """Time passes; the sessions that nobody used for too long are not found any more."""
+        now_s = self.now_s + seconds
+        old = [each for each, used_at_s in self.used_at_s.items() if used_at_s < now_s - SESSION_TTL_S]
+        same = [each for each in self.naive.recordings if each.session_id in old]
+        if self.is_needed_by_others(same):
+            return
+        self.now_s = now_s
+        assert self.tree.expire(now_s) == len(same)
+        self.all_are_gone(same)
+
+    def all_are_gone(self, forgotten: list[Recording]) -> None:
+        leaves = self.leaves()
+        assert set(self.take_gone(leaves)) == set(forgotten)
+        for session_id in {each.session_id for each in forgotten}:
+            assert session_id is not None
+            assert self.tree.session(session_id) == []
+
+    def is_needed_by_others(self, recordings: list[Recording]) -> bool:
+        """Say whether anything but they themselves goes on from one of them."""
+        paths = [each.prompt for each in self.naive.recordings if each not in recordings]
+        paths += [each.path for each in (*self.running, *self.prefixes)]
+        return any(each.number in sources(path) for each in recordings for path in paths)
+
+    def use_session(self, session_id: str | None) -> None:
+        if any(each.session_id == session_id is not None for each in self.naive.recordings):
+            self.used_at_s[cast("str", session_id)] = self.now_s
+
     # What is found.
 
     @precondition(lambda self: self.naive.recordings)
@@ -187,6 +234,7 @@ class TreeMachine(RuleBasedStateMachine):
             same = self.naive.ending_at(text)
             own = [each for each in same if session_id is not None and each.session_id == session_id]
             found = self.tree.find_text(text, session_id)
+            self.use_session(session_id)
             wanted = (own or same)[-1]
             assert found is self.generations[wanted.number]
             self.use(wanted)
@@ -200,6 +248,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def ask(self, text: str, session_id: str | None) -> None:
         match = self.tree.match_text(text, session_id)
+        self.use_session(session_id)
         prefix = self.tree.hold(match, match.cut(decode))
         reused = self.path_of(prefix.segment, len(prefix.tokens))
         self.let_go_of_match(match, Running(held=prefix, path=reused, text=None, session_id=None))
@@ -226,6 +275,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def ask_ids(self, ids: list[int], text: str | None, session_id: str | None) -> None:
         prefix = self.tree.match_ids(array("i", ids), session_id)
+        self.use_session(session_id)
         reused = self.path_of(prefix.segment, len(prefix.tokens))
         assert ids_of_path(reused) == ids[: len(reused)]
         assert self.naive.has_path(reused, self.held_paths())
@@ -304,6 +354,7 @@ class TreeMachine(RuleBasedStateMachine):
         )
         self.all[number] = recording
         self.naive.recordings.append(recording)
+        self.use_session(call.session_id)
         self.settle([*leaves, recording], freed)
 
     def release(self, call: Running) -> None:
@@ -337,6 +388,8 @@ class TreeMachine(RuleBasedStateMachine):
         for each in self.naive.recordings:
             if each not in leaves and any(each.number in sources(left.prompt) for left in gone):
                 each.used_at = -1  # its last branch went: it is the next to go
+        named = {each.session_id for each in self.naive.recordings}
+        self.used_at_s = {each: at for each, at in self.used_at_s.items() if each in named}
         return gone
 
     def leaves(self) -> list[Recording]:
