@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 import tracemalloc
+from array import array
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,8 @@ RUNS = 3
 def make_reply(rng: random.Random, tokens: int) -> bytes:
     """Return a reply as a worker writes it, of `tokens` tokens with log-probabilities, without its id."""
     ids = [rng.randrange(VOCABULARY_SIZE) for _ in range(tokens)]
-    triples = [[-rng.expovariate(1.0), each, None] for each in ids]
+    logprobs = array("f", [-rng.expovariate(1.0) for _ in ids])
+    triples = [[logprob, each, None] for logprob, each in zip(logprobs, ids, strict=True)]
     meta = {
         "id": "RID",
         "finish_reason": {"type": "length", "length": tokens},

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from espalier.middleware.segments import Tokens
+from espalier.middleware.logprobs import pack_logprobs
+from espalier.middleware.segments import Logprobs, Tokens
 from espalier.middleware.tree import Sampled, TokenTree
 from espalier.sglang import WeightSpan
 
@@ -48,6 +49,7 @@ class Turn(NamedTuple):
     prompt_text: str
     reply: Tokens
     reply_text: str
+    logprobs: Logprobs
 
 
 class Turns:
@@ -69,7 +71,8 @@ class Turns:
             if self._shape == "siblings"
             else (_ids(rng, prompt_tokens), _text(rng, prompt_tokens))
         )
-        return Turn(prompt, text, _ids(rng, reply_tokens), _text(rng, reply_tokens))
+        reply, logprobs = _ids(rng, reply_tokens), pack_logprobs([-0.5] * reply_tokens)
+        return Turn(prompt, text, reply, _text(rng, reply_tokens), logprobs)
 
 
 def _ids(rng: random.Random, count: int) -> Tokens:
@@ -95,7 +98,7 @@ def insert(tree: TokenTree, number: int, turn: Turn) -> None:
             rid=f"rid-{number}",
             session_id=None,
             tokens=turn.reply,
-            logprobs=array("d", [-0.5]) * len(turn.reply),
+            logprobs=turn.logprobs,
             weight_versions=(WeightSpan(version="1", start=0, end=len(turn.reply)),),
             finish_type="length",
             text=turn.reply_text,

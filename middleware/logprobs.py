@@ -76,15 +76,29 @@ def cut_added(content: bytes, start: int = 0) -> bytes | None:
     return content[:begin] + content[added.end() :]
 
 
-def pack_logprobs(logprobs: Sequence[float | None]) -> Logprobs:
+def pack_logprobs(logprobs: list[float | None]) -> Logprobs:
     """Return log-probabilities as an array, NaN where there is none.
+
+    SGLang computes in single precision and writes what that is in double: such numbers are kept in half the
+    bytes. Where one of them would not come back as it was, all are kept in double precision.
 
     Raises: struct.error where one is no number.
     """
     try:
+        single = pack(array("f"), logprobs)
+    except OverflowError:
         return pack(array("d"), logprobs)
     except struct.error:
         return pack(array("d"), [float("nan") if each is None else each for each in logprobs])
+    return single if single.tolist() == logprobs else pack(array("d"), logprobs)
+
+
+def extend_logprobs(logprobs: Logprobs, more: Logprobs) -> Logprobs:
+    """Return `logprobs`, with `more` at the end: in double precision if one of them is."""
+    if logprobs.typecode != more.typecode:
+        logprobs, more = array("d", logprobs), array("d", more)
+    logprobs += more
+    return logprobs
 
 
 def pack(empty: "array[_Number]", values: Sequence[object]) -> "array[_Number]":

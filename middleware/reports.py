@@ -13,6 +13,7 @@ import msgspec
 
 from ..sglang import WeightSpan
 from .buffers import Buffer
+from .logprobs import extend_logprobs
 from .segments import Generation, Logprobs, Piece, chain, path, tokens_of
 from .tree import TokenTree
 
@@ -114,7 +115,8 @@ def arrays_of(generation: Generation) -> dict[str, Buffer]:
     logprobs = array("d")
     for segment, used in pieces:
         mask += array("B", [isinstance(segment, Generation)]) * used
-        logprobs += _logprobs(segment, used) if isinstance(segment, Generation) else _none(used)
+        told = _logprobs(segment, used) if isinstance(segment, Generation) else _none(used)
+        logprobs = extend_logprobs(logprobs, told)
     return {"tokens": tokens_of(pieces), "loss_mask": mask, "logprobs": logprobs}
 
 

@@ -27,7 +27,10 @@ TOKEN_ID_BYTES = 4
 """What a token's id takes in the key of an index."""
 
 Logprobs: TypeAlias = "array[float]"
-"""Log-probabilities in nats, 8 bytes each (typecode `d`), NaN where the worker gave none for a token."""
+"""Log-probabilities in nats, NaN where the worker gave none for a token.
+
+4 bytes each where they are numbers of single precision (typecode `f`), else 8 (`d`).
+"""
 
 
 Versions: TypeAlias = "str | tuple[WeightSpan, ...]"

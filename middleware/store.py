@@ -25,8 +25,6 @@ SEGMENT_BYTES = 900
 TOKEN_BYTES = TOKEN_ID_BYTES
 """A token's id, in the index."""
 
-LOGPROB_BYTES = 8
-
 SESSIONS_A_SWEEP = 16
 """How many sessions one recorded call lets expire at most, so that no call waits for thousands of them."""
 
@@ -213,6 +211,7 @@ class SegmentStore:
 
 
 def _cost_bytes(segment: Segment) -> int:
-    with_logprobs = isinstance(segment, Generation) and segment.logprobs is not None
-    token_bytes = TOKEN_BYTES + LOGPROB_BYTES if with_logprobs else TOKEN_BYTES
+    token_bytes = TOKEN_BYTES
+    if isinstance(segment, Generation) and segment.logprobs is not None:
+        token_bytes += segment.logprobs.itemsize
     return SEGMENT_BYTES + token_bytes * segment.size

@@ -23,6 +23,7 @@ import msgspec
 
 from ..calls import ByteStream
 from ..sglang import MetaInfo
+from .logprobs import extend_logprobs
 from .recording import Recording
 from .replies import META_INFO, UNREADABLE, Answer, Unrecordable, has_meta_info, read_answer, without_logprobs
 from .segments import Logprobs, Tokens
@@ -269,7 +270,7 @@ class _Told:
         if self._tokens and answer.tokens and (self._logprobs is None) != (answer.logprobs is None):
             raise Unrecordable("some events have log-probabilities, and some have none")
         if self._logprobs is not None and answer.logprobs is not None:
-            self._logprobs += answer.logprobs
+            self._logprobs = extend_logprobs(self._logprobs, answer.logprobs)
         elif not self._tokens:
             self._logprobs = answer.logprobs
         self._tokens += answer.tokens

@@ -1,7 +1,11 @@
+from array import array
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from espalier.middleware.logprobs import cut_logprobs
+from espalier.middleware.logprobs import cut_logprobs, extend_logprobs, pack_logprobs
 from espalier.sglang import decode_reply
 
 from .driver import capture
@@ -52,3 +56,20 @@ def test_name_inside_a_text_is_not_the_section() -> None:
 )
 def test_what_is_not_plain_to_see_is_left_to_the_decoder(section: bytes) -> None:
     assert cut_logprobs(b'{"meta_info":{"id":"r",%b,"completion_tokens":1}}' % section) is None
+
+
+@given(st.lists(st.floats(allow_nan=False) | st.floats(allow_nan=False, width=32)))
+def test_every_log_probability_is_kept_as_it_was_told(logprobs: list[float | None]) -> None:
+    assert pack_logprobs(logprobs).tolist() == logprobs
+
+
+@given(st.lists(st.floats(allow_nan=False, width=32)))
+def test_numbers_of_single_precision_take_four_bytes(logprobs: list[float | None]) -> None:
+    assert pack_logprobs(logprobs).itemsize == 4
+
+
+def test_log_probabilities_of_two_precisions_are_joined_in_the_greater() -> None:
+    single, double = pack_logprobs([-0.5]), pack_logprobs([-0.1])
+    assert extend_logprobs(array("f", single), double).tolist() == [-0.5, -0.1]
+    assert extend_logprobs(array("d", double), single).tolist() == [-0.1, -0.5]
+    assert extend_logprobs(array("f", single), single) == array("f", [-0.5, -0.5])
