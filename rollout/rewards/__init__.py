@@ -26,6 +26,7 @@ from .hub import (
     rewards,
     takes_answer_as,
 )
+from .ifeval import ifeval_reward
 from .math import deepscaler_reward, math_reward
 from .remote import grader_session, remote_reward
 from .simple import digit_share, random_reward
@@ -48,6 +49,7 @@ __all__ = [
     "gpqa_reward",
     "grader_session",
     "group_rewards",
+    "ifeval_reward",
     "keeps_time",
     "label_check_of",
     "math_reward",
