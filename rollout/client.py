@@ -28,7 +28,7 @@ from .replies import (
     has_no_worker,
     refusal,
 )
-from .transport import connect_problem, open_client
+from .transport import connect_problem, content_of, open_client
 
 CONTROL_CONNECTIONS: Final = 64
 """Connections for aborts and statistics, beside those for generations: as many aborts go out at a time."""
@@ -260,10 +260,11 @@ class RouterClient:
     ) -> httpx.Response:
         """Send until there is a reply that is a success; of a stream, only its head has come then."""
         failures = waits = 0
+        fields = {**headers, "content-length": str(len(body))}
         while True:
             retry_after = None
             try:
-                request = client.build_request("POST", path, content=body, headers=headers)
+                request = client.build_request("POST", path, content=content_of(body), headers=fields)
                 response = await client.send(request, stream=is_stream)
                 if response.status_code >= 300:
                     await response.aread()

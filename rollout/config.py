@@ -40,6 +40,13 @@ class RolloutConfig:
     apply_chat_template_kwargs: str | None = None
     """variables of the chat template, as a JSON object"""
 
+    multimodal_keys: str | None = None
+    """key of the images in a line, as a JSON object: {"image": "images"}; <image> in the prompt is where
+    each goes"""
+
+    multimodal_processor_path: str | None = None
+    """function that makes token ids and training inputs of a text and its images"""
+
     loss_mask_type: str = "qwen"
     """how the rollout function sft finds the model's turns: qwen, qwen3, qwen3_5 or distill_qwen"""
 
