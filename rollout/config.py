@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 
+_ASKING_REWARDS = ("remote", "remote_rm", "on_policy_distillation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
@@ -127,7 +129,8 @@ class RolloutConfig:
     """for rewards that return an object: the key of the number to train on"""
 
     rm_url: str | None = None
-    """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward"""
+    """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward;
+    for on_policy_distillation: URL of the teacher's SGLang server"""
 
     code_rm_timeout_s: float = 10.0
     """for the reward code: seconds that the tests of a sample may take together"""
@@ -280,9 +283,9 @@ class RolloutConfig:
         self.sampling_params()
 
     def _check_reward(self) -> None:
-        asks_grader = (self.rm_type or "").removeprefix("boxed_") in ("remote", "remote_rm")
-        if asks_grader and self.rm_url is None:
-            raise ConfigError(f"--rm-type {self.rm_type} needs --rm-url, the URL of a grader")
+        for flag, name in (("--rm-type", self.rm_type), ("--custom-rm-path", self.custom_rm_path)):
+            if (name or "").removeprefix("boxed_") in _ASKING_REWARDS and self.rm_url is None:
+                raise ConfigError(f"{flag} {name} needs --rm-url, the URL of a grader or a teacher")
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
 

@@ -155,7 +155,9 @@ def _file(value: str, folder: Path) -> Path | None:
 
 
 def _from_base64(value: str, folder: Path) -> str:
-    problem = f"there is no file {_shown(value)} (relative paths begin at {folder}), nor is it base64"
+    problem = (
+        f"there is no file {_shown(value)} (relative paths begin at {folder.absolute()}), nor is it base64"
+    )
     if value.startswith("file://"):
         raise BadImage(f"there is no file {_shown(value)}")
     try:

@@ -39,6 +39,8 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
     weight_versions: list[str]
     weight_spans: list[WeightSpan]
     metadata: dict[str, object]
+    teacher_log_probs: list[float] | UnsetType = UNSET
+    """nats, one for each response token"""
     images: list[str] | UnsetType = UNSET
     """the prompt's pictures, in order: path or URL; of one that the row itself held, a digest"""
     multimodal_train_inputs: dict[str, str] | UnsetType = UNSET
@@ -63,6 +65,7 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
             weight_versions=sample.weight_versions,
             weight_spans=sample.weight_spans,
             metadata=sample.metadata,
+            teacher_log_probs=UNSET if sample.teacher_log_probs is None else sample.teacher_log_probs,
             images=_labels(sample),
             multimodal_train_inputs=_outlines(sample),
         )
