@@ -163,6 +163,16 @@ class RolloutConfig:
     rollout_function_path: str | None = None
     """rollout function in place of the default one"""
 
+    use_rollout_routing_replay: bool = False
+    """keep which experts each token went to, in rollout_routed_experts; needs --num-layers and
+    --moe-router-topk"""
+
+    num_layers: int | None = None
+    """layers of the model, for --use-rollout-routing-replay"""
+
+    moe_router_topk: int | None = None
+    """experts that a token goes to in each layer, for --use-rollout-routing-replay"""
+
     max_dropped_groups: int = 256
     """give up when this many groups in a row were dropped"""
 
@@ -250,6 +260,8 @@ class RolloutConfig:
             "code_rm_memory_mb",
             "n_samples_per_eval_prompt",
             "eval_interval",
+            "num_layers",
+            "moe_router_topk",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -278,6 +290,7 @@ class RolloutConfig:
                 f"--rollout-max-prompt-len must be at least 1, not {self.rollout_max_prompt_len}"
             )
         self._check_reward()
+        self._check_routing_replay()
         self._check_leftovers()
         self._check_fully_async()
         self.sampling_params()
@@ -288,6 +301,10 @@ class RolloutConfig:
                 raise ConfigError(f"{flag} {name} needs --rm-url, the URL of a grader or a teacher")
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
+
+    def _check_routing_replay(self) -> None:
+        if self.use_rollout_routing_replay and (self.num_layers is None or self.moe_router_topk is None):
+            raise ConfigError("--use-rollout-routing-replay needs --num-layers and --moe-router-topk")
 
     def _check_fully_async(self) -> None:
         limit, staleness = self.fully_async_max_groups, self.max_weight_staleness

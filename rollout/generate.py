@@ -27,6 +27,7 @@ from .problems import (
 )
 from .questions import question_of
 from .rewards import async_rm, batched_async_rm
+from .routed_experts import routed_experts_of
 from .sample import Sample, Status
 from .seeds import stable_seed
 from .state import rollout_state
@@ -77,6 +78,8 @@ async def generate_by(
             "return_logprob": True,
             **question.payload,
         }
+        if args.use_rollout_routing_replay:
+            payload["return_routed_experts"] = True
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
             reply = await ask(state.client, payload | {"rid": rid}, headers)
@@ -85,8 +88,11 @@ async def generate_by(
                 question.check_read(reply)
             elif tokens:
                 known = await _recorded_prompt(state.client, question.prompt, reply, rid)
+        experts = routed_experts_of(args, reply, len(known) + len(tokens))
         is_torn = sample.response.endswith(_HALF_A_CHARACTER)
         _append(sample, known, reply, tokens, log_probs)
+        if experts is not None:
+            sample.rollout_routed_experts = experts
         sample.multimodal_train_inputs = question.train_inputs or sample.multimodal_train_inputs
         if is_torn and state.tokenizer is not None:  # cut off within a character: its halves make no text
             sample.response = state.tokenizer.decode(

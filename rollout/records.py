@@ -20,6 +20,9 @@ MAX_DEPTH: Final = 2
 class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A line of `samples.jsonl`: what training needs, and nothing that differs from run to run.
 
+    Arrays are left out: `rollout_routed_experts`, and the values of `multimodal_train_inputs`, can have many
+    MB a sample and are only in memory.
+
     `tokens` are the prompt's and the response's; `loss_mask` and `rollout_log_probs` (nats) have one entry
     for each of the last `response_length` of them, and `weight_spans` count from the response's start.
     """
