@@ -28,6 +28,7 @@ from .hub import (
     rewards,
     takes_answer_as,
 )
+from .ifeval import ifeval_loose_reward, ifeval_reward
 from .math import deepscaler_reward, math_reward
 from .remote import remote_reward
 from .simple import digit_share, random_reward
@@ -50,6 +51,8 @@ __all__ = [
     "gpqa_reward",
     "grader_session",
     "group_rewards",
+    "ifeval_loose_reward",
+    "ifeval_reward",
     "keeps_time",
     "label_check_of",
     "math_reward",
