@@ -119,8 +119,8 @@ class RolloutConfig:
 
     rm_type: str | None = None
     """reward: math, deepscaler, dapo, f1, gpqa, ifeval, remote, code, random, digit_share or another
-    registered name, with boxed_ before it to grade the last box alone; package.module:function or package.module.function; a
-    sample's metadata may name another one as rm_type"""
+    registered name, with boxed_ before it to grade the last box alone; package.module:function or
+    package.module.function; a sample's metadata may name another one as rm_type"""
 
     custom_rm_path: str | None = None
     """reward that goes before every rm_type"""
