@@ -192,6 +192,7 @@ def test_a_buffered_sample_keeps_its_images_and_makes_their_inputs_anew(tmp_path
     made, before = back.multimodal_train_inputs, group[0].multimodal_train_inputs
     assert made is not None
     assert before is not None
+    assert isinstance(made["pixel_values"], np.ndarray)
     assert np.array_equal(made["pixel_values"], before["pixel_values"])
 
 
