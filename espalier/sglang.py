@@ -51,6 +51,7 @@ class MetaInfo(msgspec.Struct, kw_only=True):
     weight_versions: list[WeightSpan] | None = None
     output_token_logprobs: list[TokenLogprob] | None = None
     e2e_latency: float | None = None
+    routed_experts: str | None = None
     spec_accept_token_num: int | None = None
     spec_draft_token_num: int | None = None
     spec_verify_ct: int | None = None

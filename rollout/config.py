@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 
+_ASKING_REWARDS = ("remote", "remote_rm", "on_policy_distillation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
@@ -39,6 +41,13 @@ class RolloutConfig:
 
     apply_chat_template_kwargs: str | None = None
     """variables of the chat template, as a JSON object"""
+
+    multimodal_keys: str | None = None
+    """key of the images in a line, as a JSON object: {"image": "images"}; <image> in the prompt is where
+    each goes"""
+
+    multimodal_processor_path: str | None = None
+    """function that makes token ids and training inputs of a text and its images"""
 
     loss_mask_type: str = "qwen"
     """how the rollout function sft finds the model's turns: qwen, qwen3, qwen3_5 or distill_qwen"""
@@ -120,7 +129,8 @@ class RolloutConfig:
     """for rewards that return an object: the key of the number to train on"""
 
     rm_url: str | None = None
-    """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward"""
+    """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward;
+    for on_policy_distillation: URL of the teacher's SGLang server"""
 
     code_rm_timeout_s: float = 10.0
     """for the reward code: seconds that the tests of a sample may take together"""
@@ -152,6 +162,16 @@ class RolloutConfig:
 
     rollout_function_path: str | None = None
     """rollout function in place of the default one"""
+
+    use_rollout_routing_replay: bool = False
+    """keep which experts each token went to, in rollout_routed_experts; needs --num-layers and
+    --moe-router-topk"""
+
+    num_layers: int | None = None
+    """layers of the model, for --use-rollout-routing-replay"""
+
+    moe_router_topk: int | None = None
+    """experts that a token goes to in each layer, for --use-rollout-routing-replay"""
 
     max_dropped_groups: int = 256
     """give up when this many groups in a row were dropped"""
@@ -240,6 +260,8 @@ class RolloutConfig:
             "code_rm_memory_mb",
             "n_samples_per_eval_prompt",
             "eval_interval",
+            "num_layers",
+            "moe_router_topk",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
@@ -268,16 +290,21 @@ class RolloutConfig:
                 f"--rollout-max-prompt-len must be at least 1, not {self.rollout_max_prompt_len}"
             )
         self._check_reward()
+        self._check_routing_replay()
         self._check_leftovers()
         self._check_fully_async()
         self.sampling_params()
 
     def _check_reward(self) -> None:
-        asks_grader = (self.rm_type or "").removeprefix("boxed_") in ("remote", "remote_rm")
-        if asks_grader and self.rm_url is None:
-            raise ConfigError(f"--rm-type {self.rm_type} needs --rm-url, the URL of a grader")
+        for flag, name in (("--rm-type", self.rm_type), ("--custom-rm-path", self.custom_rm_path)):
+            if (name or "").removeprefix("boxed_") in _ASKING_REWARDS and self.rm_url is None:
+                raise ConfigError(f"{flag} {name} needs --rm-url, the URL of a grader or a teacher")
         if self.group_rm and self.custom_rm_path is None:
             raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
+
+    def _check_routing_replay(self) -> None:
+        if self.use_rollout_routing_replay and (self.num_layers is None or self.moe_router_topk is None):
+            raise ConfigError("--use-rollout-routing-replay needs --num-layers and --moe-router-topk")
 
     def _check_fully_async(self) -> None:
         limit, staleness = self.fully_async_max_groups, self.max_weight_staleness

@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError, PluginError
 from ..registry import Registry
 from .config import RolloutConfig
 from .dataset import load_problems, mark_of
+from .images import IMAGES
 from .sample import Sample
 from .source_state import (
     SourceState,
@@ -198,6 +199,7 @@ class RolloutDataSource:
                 prompt=copy.deepcopy(problem.prompt),
                 label=copy.deepcopy(problem.label),
                 metadata=copy.deepcopy(problem.metadata),
+                multimodal_inputs={IMAGES: list(problem.images)} if problem.images else None,
             )
             for position in range(self.args.n_samples_per_prompt)
         ]

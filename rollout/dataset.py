@@ -12,7 +12,10 @@ import msgspec
 from ..errors import ConfigError, DataError
 from .chat_template import ChatTemplate, TemplateRefused
 from .config import RolloutConfig
-from .rows import Row, read_rows
+from .image_places import image_key_in, placed
+from .images import reference_to
+from .problems import BadImage
+from .rows import Row, dataset_folder, read_rows
 from .source_state import DatasetMark
 from .tokenizer import PromptTokenizer, load_tokenizer
 
@@ -35,6 +38,9 @@ class Problem:
     label: Any
     metadata: dict[str, Any]
 
+    images: list[str] = field(default_factory=list)
+    """references to its pictures, in the order in which the prompt shows them"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFormat:
@@ -50,6 +56,10 @@ class RowFormat:
     template_variables: dict[str, Any] = field(default_factory=dict)
     takes_messages: bool = False
     """prompts may stay messages: there is a plug-in to read them"""
+
+    image_key: str | None = None
+    folder: Path = Path()
+    """where relative paths of images begin"""
 
 
 def load_problems(args: RolloutConfig) -> list[Problem]:
@@ -67,8 +77,12 @@ def load_problems(args: RolloutConfig) -> list[Problem]:
         template=_needed(tokenizer, "--apply-chat-template").template if args.apply_chat_template else None,
         template_variables=_template_variables(args.apply_chat_template_kwargs),
         takes_messages=bool(args.custom_generate_function_path or args.rollout_function_path),
+        image_key=image_key_in(args.multimodal_keys),
+        folder=dataset_folder(args.prompt_data),
     )
     problems = [problem_of(row, row_format) for row in read_rows(args.prompt_data)]
+    if not row_format.takes_messages and any(problem.images for problem in problems):
+        _needed(tokenizer, "a dataset with images")
     if args.rollout_max_prompt_len is None:
         return problems
     short = filter_long_prompt(
@@ -97,14 +111,22 @@ def problem_of(row: Row, row_format: RowFormat) -> Problem:
     tools = _tools(row, row_format)
     if tools:
         metadata = {**metadata, TOOLS_IN_METADATA: tools}
-    prompt = _prompt(row, row_format, tools)
-    return Problem(row.where, prompt, values.get(row_format.label_key), metadata)
+    prompt, images = _prompt(row, row_format, tools)
+    return Problem(
+        row.where,
+        prompt,
+        values.get(row_format.label_key),
+        metadata,
+        [_reference(row, row_format, image) for image in images],
+    )
 
 
 def filter_long_prompt(
     problems: Sequence[Problem], tokenizer: PromptTokenizer, max_tokens: int
 ) -> list[Problem]:
     """Return the problems whose prompts have at most `max_tokens` tokens; how many have more is logged.
+
+    Of images only their places count: what a worker makes of them is the worker's to know.
 
     Raises: DataError where a prompt is no text, whose tokens could be counted.
     """
@@ -136,7 +158,11 @@ def mark_of(problems: Sequence[Problem]) -> DatasetMark:
     return DatasetMark(prompts=len(problems), digest=digest.hexdigest())
 
 
-def _prompt(row: Row, row_format: RowFormat, tools: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+def _prompt(
+    row: Row, row_format: RowFormat, tools: list[dict[str, Any]]
+) -> tuple[str | list[dict[str, Any]], list[object]]:
+    """Return the prompt and its images, as the row gives them, in the order in which it shows them."""
+    images = _images(row, row_format)
     key, prompt = row_format.input_key, row.values[row_format.input_key]
     messages = _messages(row, key, prompt) if isinstance(prompt, list) else None
     if messages is None and (not isinstance(prompt, str) or not prompt):
@@ -144,19 +170,45 @@ def _prompt(row: Row, row_format: RowFormat, tools: list[dict[str, Any]]) -> str
     if row_format.template is not None:
         if messages is None:
             messages = [{"role": "user", "content": prompt}]
+        messages, images = _placed(row, messages, images)
         try:
-            return row_format.template.render(
+            text = row_format.template.render(
                 messages, tools, add_generation_prompt=True, **row_format.template_variables
             )
         except TemplateRefused as error:
             raise DataError(f"{row.where}: {error}") from error
+        return text, images
     if messages is None:
-        return str(prompt)
+        return str(prompt), images
     if not row_format.takes_messages:
         raise DataError(
             f"{row.where}: {key!r} must be a text; --apply-chat-template makes one of a list of messages"
         )
-    return messages
+    return _placed(row, messages, images)
+
+
+def _images(row: Row, row_format: RowFormat) -> list[object]:
+    """Return what stands under the key of the images: one, a list of them, or none."""
+    found = row.values.get(row_format.image_key) if row_format.image_key is not None else None
+    if not found:
+        return []
+    return list(found) if isinstance(found, list) else [found]
+
+
+def _placed(
+    row: Row, messages: list[dict[str, Any]], images: list[object]
+) -> tuple[list[dict[str, Any]], list[object]]:
+    try:
+        return placed(messages, images)
+    except ValueError as error:
+        raise DataError(f"{row.where}: {error}") from None
+
+
+def _reference(row: Row, row_format: RowFormat, image: object) -> str:
+    try:
+        return reference_to(image, row_format.folder)
+    except (BadImage, OSError) as error:
+        raise DataError(f"{row.where}: {error}") from None
 
 
 def _messages(row: Row, key: str, prompt: list[Any]) -> list[dict[str, Any]]:

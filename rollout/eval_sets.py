@@ -33,6 +33,7 @@ class EvalDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     input_key: str | None = None
     label_key: str | None = None
     metadata_key: str | None = None
+    multimodal_keys: dict[str, str] | None = None
     n_samples_per_eval_prompt: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -145,6 +146,11 @@ def _eval_set(args: RolloutConfig, dataset: EvalDataset) -> EvalSet:
             input_key=_first(own.input_key, args.eval_input_key, args.input_key),
             label_key=_first(own.label_key, args.eval_label_key, args.label_key),
             metadata_key=_first(own.metadata_key, args.metadata_key),
+            multimodal_keys=(
+                args.multimodal_keys
+                if own.multimodal_keys is None
+                else msgspec.json.encode(own.multimodal_keys).decode()
+            ),
             rollout_shuffle=False,
             partial_rollout=False,
             mask_offpolicy_in_partial_rollout=False,

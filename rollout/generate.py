@@ -12,8 +12,10 @@ from ..sglang import GenerateReply
 from .client import RouterClient
 from .config import RolloutConfig
 from .problems import BadReply, TokensDiffer
+from .questions import question_of
+from .routed_experts import routed_experts_of
 from .sample import UNFINISHED, Sample, Status
-from .state import RolloutState, rollout_state
+from .state import rollout_state
 
 _HALF_A_CHARACTER: Final = "\ufffd"
 """What stands in a text for tokens that end within a character."""
@@ -29,7 +31,8 @@ async def generate(args: RolloutConfig, sample: Sample, sampling_params: Mapping
 
     With a tokenizer (`hf_checkpoint`) or tokens of its own, the sample is sent as token ids. Otherwise its
     text is, and the router's radix tree tells which tokens the worker read; they must end with those that
-    it sampled. Without any budget left the sample is truncated and nothing is sent.
+    it sampled. Images go with the token ids of their prompt. Without any budget left the sample is truncated
+    and nothing is sent.
 
     Raises: RolloutError where the sample is finished already; BadReply and TokensDiffer, which are
     RolloutErrors too, where the reply does not hold what it must; UpstreamError where the router fails;
@@ -49,22 +52,29 @@ async def generate_by(
         sample.status = Status.TRUNCATED
         return sample
     async with rollout_state(args) as state:
-        prompt, known = _prompt_of(state, sample)
+        question = await question_of(state, sample)
+        known = question.tokens
         payload: dict[str, Any] = {
             "sampling_params": {**sampling_params, "max_new_tokens": budget},
             "return_logprob": True,
+            **question.payload,
         }
-        payload |= {"input_ids": known} if known else {"text": prompt}
+        if args.use_rollout_routing_replay:
+            payload["return_routed_experts"] = True
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
             reply = await ask(state.client, payload | {"rid": rid}, headers)
             tokens, log_probs = sampled(reply)
             if known:
-                _check_prompt_length(reply, known)
+                question.check_read(reply)
             elif tokens:
-                known = await _recorded_prompt(state.client, prompt, reply, rid)
+                known = await _recorded_prompt(state.client, question.prompt, reply, rid)
+        experts = routed_experts_of(args, reply, len(known) + len(tokens))
         is_torn = sample.response.endswith(_HALF_A_CHARACTER)
         _append(sample, known, reply, tokens, log_probs)
+        if experts is not None:
+            sample.rollout_routed_experts = experts
+        sample.multimodal_train_inputs = question.train_inputs or sample.multimodal_train_inputs
         if is_torn and state.tokenizer is not None:  # cut off within a character: its halves make no text
             sample.response = state.tokenizer.decode(
                 sample.tokens[-sample.response_length :],
@@ -91,24 +101,6 @@ def sampled(reply: GenerateReply) -> tuple[list[int], list[float]]:
     if reply.output_ids is not None and reply.output_ids != tokens:
         raise TokensDiffer("the worker's reply has log-probabilities of other tokens than its output_ids")
     return tokens, log_probs
-
-
-def _prompt_of(state: RolloutState, sample: Sample) -> tuple[str, list[int]]:
-    """Return the prompt's text, and the ids to send in its place (none: send the text)."""
-    if not isinstance(sample.prompt, str):
-        raise RolloutError(f"sample {sample.index}: the prompt must be a text, not a list of messages")
-    if sample.tokens:
-        return sample.prompt, list(sample.tokens)
-    if not sample.prompt:
-        raise RolloutError(f"sample {sample.index}: the prompt is empty")
-    return sample.prompt, state.tokenizer.encode(sample.prompt) if state.tokenizer is not None else []
-
-
-def _check_prompt_length(reply: GenerateReply, sent: list[int]) -> None:
-    """Check that the worker read all that was sent: SGLang can be told to cut long prompts silently."""
-    read = reply.meta_info.prompt_tokens
-    if read is not None and read != len(sent):
-        raise TokensDiffer(f"the worker read {read} prompt tokens, though {len(sent)} were sent")
 
 
 async def _recorded_prompt(client: RouterClient, prompt: str, reply: GenerateReply, rid: str) -> list[int]:

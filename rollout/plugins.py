@@ -12,6 +12,7 @@ from .config import RolloutConfig
 from .data_source import DataSource
 from .filters import DynamicFilter, OverSamplingFilter, dynamic_filters, over_sampling_filters
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
+from .processors import MultimodalProcessor, multimodal_processors
 from .rewards import GroupReward, Reward, group_rewards, rewards
 from .sample import Sample
 
@@ -73,6 +74,7 @@ class Plugins:
     over_sampling_filter: OverSamplingFilter | None
     sample_filter: SampleFilter | None
     all_samples_process: AllSamplesProcess | None
+    multimodal_processor: MultimodalProcessor | None
 
     @classmethod
     def resolve(cls, args: RolloutConfig) -> "Plugins":
@@ -91,6 +93,7 @@ class Plugins:
             over_sampling_filter=_maybe(over_sampling_filters, args.over_sampling_filter_path),
             sample_filter=_maybe(sample_filters, args.rollout_sample_filter_path),
             all_samples_process=_maybe(all_samples_processes, args.rollout_all_samples_process_path),
+            multimodal_processor=_maybe(multimodal_processors, args.multimodal_processor_path),
         )
 
 

@@ -5,6 +5,7 @@ RolloutError               generate_failed      whatever has no name of its own
 ├── BadReply               bad_reply            a reply lacks what it must have
 ├── TokensDiffer           token_mismatch       what was recorded, sent and sampled do not agree
 ├── NotRecorded            not_recorded         the radix tree holds the tokens no longer
+├── BadImage               bad_image            a picture is missing, or is none
 ├── RewardFailed           reward_failed        a reward is missing or no number
 │   └── RewardTimeout      reward_timeout
 ├── PluginCancelled        plugin_cancelled     a plug-in ended itself with CancelledError
@@ -49,6 +50,12 @@ class NotRecorded(RolloutError):
     """The radix tree does not hold what was sampled a moment ago."""
 
     code: ClassVar[str] = "not_recorded"
+
+
+class BadImage(RolloutError):
+    """A picture cannot be read, or is none."""
+
+    code: ClassVar[str] = "bad_image"
 
 
 class RewardFailed(RolloutError):

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from ..errors import RolloutError
 from ..sglang import WeightSpan
+from .images import IMAGES, label
 from .problems import Unsavable
 from .rewards import RewardValue
 from .sample import Sample
@@ -16,6 +19,9 @@ MAX_DEPTH: Final = 2
 
 class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A line of `samples.jsonl`: what training needs, and nothing that differs from run to run.
+
+    Arrays are left out: `rollout_routed_experts`, and the values of `multimodal_train_inputs`, can have many
+    MB a sample and are only in memory.
 
     `tokens` are the prompt's and the response's; `loss_mask` and `rollout_log_probs` (nats) have one entry
     for each of the last `response_length` of them, and `weight_spans` count from the response's start.
@@ -36,6 +42,12 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
     weight_versions: list[str]
     weight_spans: list[WeightSpan]
     metadata: dict[str, object]
+    teacher_log_probs: list[float] | UnsetType = UNSET
+    """nats, one for each response token"""
+    images: list[str] | UnsetType = UNSET
+    """the prompt's pictures, in order: path or URL; of one that the row itself held, a digest"""
+    multimodal_train_inputs: dict[str, str] | UnsetType = UNSET
+    """type and shape of each, as `float32[256, 1176]`: the values stay in memory, for the trainer"""
 
     @classmethod
     def of(cls, sample: Sample, rollout_id: int) -> Self:
@@ -56,7 +68,28 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
             weight_versions=sample.weight_versions,
             weight_spans=sample.weight_spans,
             metadata=sample.metadata,
+            teacher_log_probs=UNSET if sample.teacher_log_probs is None else sample.teacher_log_probs,
+            images=_labels(sample),
+            multimodal_train_inputs=_outlines(sample),
         )
+
+
+def _labels(sample: Sample) -> list[str] | UnsetType:
+    images = (sample.multimodal_inputs or {}).get(IMAGES)
+    return [label(image) for image in images] if images else UNSET
+
+
+def _outlines(sample: Sample) -> dict[str, str] | UnsetType:
+    inputs = sample.multimodal_train_inputs
+    return {name: outline(value) for name, value in inputs.items()} if inputs else UNSET
+
+
+def outline(value: object) -> str:
+    """Return type and shape of an array of numpy or torch, and the type's name of anything else."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return type(value).__name__
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
 def encode_group(samples: Sequence[Sample], rollout_id: int) -> bytes:
@@ -68,7 +101,10 @@ def encode_group(samples: Sequence[Sample], rollout_id: int) -> bytes:
 
 
 def _encode_sample(sample: Sample, rollout_id: int) -> bytes:
-    record = SampleRecord.of(sample, rollout_id)
+    try:
+        record = SampleRecord.of(sample, rollout_id)
+    except (RolloutError, TypeError, AttributeError, ValueError) as error:
+        raise Unsavable(f"sample {sample.index} cannot be saved: {error}") from error
     try:
         return _encoder.encode(record)
     except Exception as error:  # what encoding a plug-in's value raises is the plug-in's to choose

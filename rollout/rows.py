@@ -57,6 +57,13 @@ def read_rows(dataset: Path | str) -> Iterator[Row]:
         raise DataError(f"{path}: the dataset is empty" if not match else f"{dataset}: the slice is empty")
 
 
+def dataset_folder(dataset: Path | str) -> Path:
+    """Return the folder at which relative paths in the rows begin: the file's, or the dataset's own."""
+    match = _SLICE.fullmatch(str(dataset))
+    path = Path(match[1]) if match else Path(dataset)
+    return path if path.is_dir() else path.parent
+
+
 def _jsonl_rows(path: Path, part: slice) -> Iterator[Row]:
     with path.open("rb") as file:
         lines = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]

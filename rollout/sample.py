@@ -229,6 +229,11 @@ class Sample:
         Raises: ValueError naming what does not fit.
         """
         self._check_lengths()
+        teacher = self.teacher_log_probs
+        if teacher is not None and len(teacher) != self.response_length:
+            raise ValueError(
+                f"teacher_log_probs has {len(teacher)} entries for {self.response_length} tokens"
+            )
         if self.loss_mask is not None and not {0, 1}.issuperset(self.loss_mask):
             raise ValueError("loss_mask holds something else than 0 and 1")
         end = 0

@@ -123,8 +123,12 @@ def read_state(folder: Path, rollout_id: int) -> SourceState:
 
 
 def saved_groups(groups: Sequence[Sequence[Sample]]) -> list[list[dict[str, Any]]]:
-    """Return the groups as a state holds them."""
-    return [[sample.to_dict() for sample in group] for group in groups]
+    """Return the groups as a state holds them.
+
+    Without `multimodal_train_inputs`, whose arrays would come back as lists: whoever made them makes them
+    again of the pictures.
+    """
+    return [[{**sample.to_dict(), "multimodal_train_inputs": None} for sample in group] for group in groups]
 
 
 def restored_groups(state: SourceState) -> list[list[Sample]]:

@@ -12,9 +12,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
 
 from ..errors import ConfigError
+from ..sglang import WeightSpan
 from .filters import flattened
 from .sample import FINISHED, RewardKey, Sample
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
     Array: TypeAlias = np.ndarray[Any, Any]
+
+UNKNOWN_VERSION: Final = -1
+"""In `weight_versions`: no weights sampled the token, or it is not known which did."""
 
 A = TypeVar("A")
 """Arrays of numpy, or tensors of torch."""
@@ -47,6 +51,9 @@ class SampleArrays(Generic[A]):
     group_ids: A
     """int64 [N]: position of the sample's group, from 0, without gaps: ready to average over"""
 
+    version_names: tuple[str, ...]
+    """the weight versions that sampled them, in order of first appearance: `weight_versions` counts in it"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedArrays(SampleArrays[A]):
@@ -60,6 +67,12 @@ class PaddedArrays(SampleArrays[A]):
 
     log_probs: A | None
     """float32 [N, T]: nats, at the token that they are of; None where none were asked for"""
+
+    teacher_log_probs: A | None
+    """float32 [N, T]: as `log_probs`, of the teacher; None where none were asked for"""
+
+    weight_versions: A
+    """int32 [N, T]: which of `version_names` sampled the token; -1 where none did, or it is not known"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,53 +88,57 @@ class PackedArrays(SampleArrays[A]):
     log_probs: A | None
     """float32 [S]: nats, at the token that they are of; None where none were asked for"""
 
+    teacher_log_probs: A | None
+    """float32 [S]: as `log_probs`, of the teacher; None where none were asked for"""
+
+    weight_versions: A
+    """int32 [S]: which of `version_names` sampled the token; -1 where none did, or it is not known"""
+
     offsets: A
     """int32 [N + 1]: sample i has the tokens from `offsets[i]` to `offsets[i + 1]` (`cu_seqlens`)"""
 
 
 def padded_arrays(
-    groups: Groups, args: RewardKey, *, pad_token_id: int = 0, with_log_probs: bool = True
+    groups: Groups,
+    args: RewardKey,
+    *,
+    pad_token_id: int = 0,
+    with_log_probs: bool = True,
+    with_teacher: bool = False,
 ) -> "PaddedArrays[Array]":
     """Return the samples as padded arrays of numpy.
 
     `args.reward_key` tells which entry of a reward dict is the reward. `with_log_probs` is for samples
-    that nothing sampled, such as those of supervised training.
+    that something sampled: off, for supervised training. `with_teacher` asks for the teacher's
+    log-probabilities too.
 
     Raises: ValueError naming the sample that lacks its tokens, reward or log-probabilities, or whose lists do
     not fit; ConfigError where numpy is not installed.
     """
     np = _numpy()
-    rows = _rows(np, groups, args, with_log_probs=with_log_probs)
+    rows = _rows(np, groups, args, with_log_probs=with_log_probs, with_teacher=with_teacher)
     shape = (len(rows), max((row.tokens.size for row in rows), default=0))
-    tokens = np.full(shape, pad_token_id, np.int64)
-    loss_mask = np.zeros(shape, np.uint8)
-    log_probs = np.zeros(shape, np.float32) if with_log_probs else None
+    arrays = _TokenArrays(np, shape, with_log_probs=with_log_probs, with_teacher=with_teacher)
+    arrays.tokens.fill(pad_token_id)
+    names = _version_names(rows)
     for position, row in enumerate(rows):
-        size = row.tokens.size
-        tokens[position, :size] = row.tokens
-        loss_mask[position, size - row.response_length : size] = row.loss_mask
-        if log_probs is not None:
-            log_probs[position, size - row.response_length : size] = row.log_probs
-    return PaddedArrays(tokens=tokens, loss_mask=loss_mask, log_probs=log_probs, **_sample_arrays(np, rows))
+        arrays.put(row, names, (position, slice(row.tokens.size)))
+    return PaddedArrays(version_names=names, **vars(arrays), **_sample_arrays(np, rows))
 
 
-def packed_arrays(groups: Groups, args: RewardKey, *, with_log_probs: bool = True) -> "PackedArrays[Array]":
+def packed_arrays(
+    groups: Groups, args: RewardKey, *, with_log_probs: bool = True, with_teacher: bool = False
+) -> "PackedArrays[Array]":
     """Return the samples as packed arrays of numpy. Arguments and errors are those of `padded_arrays`."""
     np = _numpy()
-    rows = _rows(np, groups, args, with_log_probs=with_log_probs)
+    rows = _rows(np, groups, args, with_log_probs=with_log_probs, with_teacher=with_teacher)
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([row.tokens.size for row in rows], out=offsets[1:])
-    tokens = np.zeros(int(offsets[-1]), np.int64)
-    loss_mask = np.zeros(tokens.size, np.uint8)
-    log_probs = np.zeros(tokens.size, np.float32) if with_log_probs else None
+    arrays = _TokenArrays(np, int(offsets[-1]), with_log_probs=with_log_probs, with_teacher=with_teacher)
+    names = _version_names(rows)
     for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
-        tokens[start:end] = row.tokens
-        loss_mask[end - row.response_length : end] = row.loss_mask
-        if log_probs is not None:
-            log_probs[end - row.response_length : end] = row.log_probs
-    return PackedArrays(
-        tokens=tokens, loss_mask=loss_mask, log_probs=log_probs, offsets=offsets, **_sample_arrays(np, rows)
-    )
+        arrays.put(row, names, slice(start, end))
+    return PackedArrays(offsets=offsets, version_names=names, **vars(arrays), **_sample_arrays(np, rows))
 
 
 @overload
@@ -138,9 +155,10 @@ def as_tensors(arrays: Any) -> Any:
     except ModuleNotFoundError:
         raise ConfigError("tensors need torch: pip install 'espalier[torch]'") from None
     tensors = {
-        item.name: None if value is None else torch.from_numpy(value)
+        item.name: torch.from_numpy(value)
         for item in dataclasses.fields(arrays)
         for value in (getattr(arrays, item.name),)
+        if value is not None and item.name != "version_names"
     }
     return dataclasses.replace(arrays, **tensors)
 
@@ -152,23 +170,61 @@ class _Row:
     tokens: "Array"
     loss_mask: "Array"
     log_probs: "Array | None"
+    teacher_log_probs: "Array | None"
+    spans: Sequence[WeightSpan]
     response_length: int
     reward: float
     group_id: int
 
 
-def _rows(np: Any, groups: Groups, args: RewardKey, *, with_log_probs: bool) -> list[_Row]:
+class _TokenArrays:
+    """What there is one of for each token; its attributes are the arrays of the result."""
+
+    def __init__(
+        self, np: Any, shape: int | tuple[int, int], *, with_log_probs: bool, with_teacher: bool
+    ) -> None:
+        self.tokens: Array = np.zeros(shape, np.int64)
+        self.loss_mask: Array = np.zeros(shape, np.uint8)
+        self.log_probs: Array | None = np.zeros(shape, np.float32) if with_log_probs else None
+        self.teacher_log_probs: Array | None = np.zeros(shape, np.float32) if with_teacher else None
+        self.weight_versions: Array = np.full(shape, UNKNOWN_VERSION, np.int32)
+
+    def put(self, row: _Row, names: Sequence[str], where: Any) -> None:
+        """Write a sample to its place, a slice of the arrays."""
+        response = slice(row.tokens.size - row.response_length, None)
+        self.tokens[where] = row.tokens
+        self.loss_mask[where][response] = row.loss_mask
+        if self.log_probs is not None:
+            self.log_probs[where][response] = row.log_probs
+        if self.teacher_log_probs is not None:
+            self.teacher_log_probs[where][response] = row.teacher_log_probs
+        for span in row.spans:
+            versions = self.weight_versions[where][response]  # a view, as all slices are
+            versions[span.start : span.end] = names.index(span.version)
+
+
+def _version_names(rows: Sequence[_Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(span.version for row in rows for span in row.spans))
+
+
+def _rows(
+    np: Any, groups: Groups, args: RewardKey, *, with_log_probs: bool, with_teacher: bool
+) -> list[_Row]:
     rows = []
     for group_id, group in enumerate(groups):
         for sample in flattened(group):
             try:
-                rows.append(_row(np, sample, args, group_id, with_log_probs=with_log_probs))
+                rows.append(
+                    _row(np, sample, args, group_id, with_log_probs=with_log_probs, with_teacher=with_teacher)
+                )
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"sample {sample.index} of group {group_id}: {error}") from error
     return rows
 
 
-def _row(np: Any, sample: Sample, args: RewardKey, group_id: int, *, with_log_probs: bool) -> _Row:
+def _row(
+    np: Any, sample: Sample, args: RewardKey, group_id: int, *, with_log_probs: bool, with_teacher: bool
+) -> _Row:
     sample.validate()
     if sample.status not in FINISHED and not sample.remove_sample:
         raise ValueError(f"is {sample.status}: only completed and truncated samples can be trained on")
@@ -180,11 +236,15 @@ def _row(np: Any, sample: Sample, args: RewardKey, group_id: int, *, with_log_pr
     reward = sample.get_reward_value(args)
     if not math.isfinite(reward):
         raise ValueError(f"its reward is {reward}")
-    log_probs = _log_probs(np, sample, mask) if with_log_probs else None
+    own, teachers = sample.rollout_log_probs, sample.teacher_log_probs
+    log_probs = _log_probs(np, own, mask, "log-probabilities") if with_log_probs else None
+    teacher = _log_probs(np, teachers, mask, "teacher_log_probs") if with_teacher else None
     return _Row(
         tokens=tokens,
         loss_mask=mask,
         log_probs=log_probs,
+        teacher_log_probs=teacher,
+        spans=sample.weight_spans,
         response_length=count,
         reward=reward,
         group_id=group_id,
@@ -201,16 +261,16 @@ def _whole_numbers(np: Any, tokens: Sequence[int]) -> "Array":
     return ids
 
 
-def _log_probs(np: Any, sample: Sample, mask: "Array") -> "Array":
-    """Return the log-probabilities where `mask` is 1, and 0.0 elsewhere."""
-    if sample.rollout_log_probs is None:
+def _log_probs(np: Any, values: Sequence[float] | None, mask: "Array", what: str) -> "Array":
+    """Return the log-probabilities where `mask` is 1, and 0.0 elsewhere; `what` names them in messages."""
+    if values is None:
         if mask.any():
-            raise ValueError("has no log-probabilities")
+            raise ValueError(f"has no {what}")
         return mask.astype(np.float32)
-    found: Array = np.array(sample.rollout_log_probs, np.float32)
+    found: Array = np.array(values, np.float32)
     is_trained = mask.astype(bool)
     if not np.isfinite(found[is_trained]).all():
-        raise ValueError("has a log-probability that is no finite number")
+        raise ValueError(f"has one among its {what} that is no finite number")
     found[~is_trained] = 0.0
     return found
 

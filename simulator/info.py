@@ -45,7 +45,7 @@ class InfoEndpoints:
                 "reasoning_parser": None,
                 "tool_call_parser": None,
                 "disaggregation_mode": "null",
-                "has_image_understanding": False,
+                "has_image_understanding": worker.settings.image_tokens > 0,
                 "has_audio_understanding": False,
                 "model_type": "qwen2",
                 "architectures": ["Qwen2ForCausalLM"],

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from .images import images_of
 from .params import (
     Kind,
     SamplingParams,
@@ -62,6 +63,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int
     token_ids: tuple[int, ...]
     text_in_logprobs: bool
+    images: tuple[str, ...] = ()
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +148,7 @@ def _prompts(
     start = _spread(body.get("logprob_start_len"), size, "logprob_start_len", is_batch=is_batch)
     top = _spread(body.get("top_logprobs_num"), size, "top_logprobs_num", is_batch=is_batch)
     chosen = body.get("token_ids_logprob") or []
+    images = images_of(body.get("image_data"), size, is_batch=is_batch)
     nested = bool(chosen) and isinstance(chosen[0], list)
     if nested and len(chosen) != size:
         raise ValueProblem("The length of token_ids_logprob should be equal to the batch size.")
@@ -160,6 +163,7 @@ def _prompts(
             top_logprobs=max(0, top[i] or 0),
             token_ids=_chosen_ids(chosen[i] if nested else chosen),
             text_in_logprobs=bool(body.get("return_text_in_logprobs")),
+            images=images[i],
         )
         for i in range(size)
         for copy in range(copies)

@@ -70,6 +70,10 @@ class WorkerSettings:
     incremental_streaming_output: bool = False
     """Let the events of a stream carry what is new instead of everything so far."""
 
+    image_tokens: int = 0
+    """Tokens that stand for an image of `image_data`, in place of each <|endoftext|> of a prompt; 0: the
+    model reads no images and takes no notice of them."""
+
     context_length: int = 32768
     """Longest prompt and reply together, in tokens."""
 
@@ -121,7 +125,7 @@ class WorkerSettings:
             _check(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
         for name in (
             *("prefill_tokens_per_s", "decode_step_s", "decode_step_per_request_s", "health_probe_s"),
-            *("health_timeout_s", "drain_s", "fault_calls"),
+            *("health_timeout_s", "drain_s", "fault_calls", "image_tokens"),
         ):
             _check(0 <= getattr(self, name) < float("inf"), name, "0 or more", getattr(self, name))
         for name in ("slice_s", "disconnect_poll_s"):

@@ -9,6 +9,7 @@ from .counters import Counters
 from .dice import MASK_64, mix
 from .faults import Fault, Faults
 from .generation import Generation
+from .images import look_of, with_image_tokens
 from .latency import LatencyModel
 from .params import DEFAULT_MAX_NEW_TOKENS, SamplingParams, ValueProblem
 from .prefix_cache import PrefixCache
@@ -77,6 +78,9 @@ class Worker:
         Raises: ValueProblem where one is too long; WorkerDied where a prompt has no token or an unknown one.
         """
         prompts_ids = [self._prompt_ids(prompt) for prompt in request.prompts]
+        looks = [0 for _ in request.prompts]
+        if self.settings.image_tokens:
+            looks = [look_of(prompt.images) for prompt in request.prompts]
         for prompt, ids in zip(request.prompts, prompts_ids, strict=True):
             self._check_length(prompt, ids)
         for ids in prompts_ids:
@@ -85,7 +89,7 @@ class Worker:
             Generation(
                 prompt,
                 ids,
-                seed=self._seed(prompt.params, ids),
+                seed=self._seed(prompt.params, ids) ^ look,
                 max_new_tokens=self._max_new_tokens(prompt.params, ids),
                 weight_version=self.weight_version,
                 voice=self._voice,
@@ -93,13 +97,15 @@ class Worker:
                 news=news,
                 clock=self.clock,
             )
-            for prompt, ids in zip(request.prompts, prompts_ids, strict=True)
+            for prompt, ids, look in zip(request.prompts, prompts_ids, looks, strict=True)
         ]
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if prompt.input_ids is not None:
-            return prompt.input_ids
-        return self.tokenizer.encode(prompt.text or "")
+        ids = prompt.input_ids
+        if ids is None:
+            ids = self.tokenizer.encode(prompt.text or "")
+        count = self.settings.image_tokens
+        return with_image_tokens(ids, len(prompt.images), count) if count and prompt.images else ids
 
     def _check_length(self, prompt: Prompt, ids: Sequence[int]) -> None:
         context, count, wanted = self.settings.context_length, len(ids), prompt.params.max_new_tokens

@@ -125,7 +125,7 @@ def test_constraints_pin_every_requirement_of_the_project() -> None:
     pinned = {normal(line) for line in lines if not line.startswith("#")}
     project = PROJECT["project"]
     wanted = list(project["dependencies"])
-    for extra in ("data", "numpy", "router", "torch", "test"):
+    for extra in ("data", "images", "numpy", "router", "torch", "test"):
         wanted += project["optional-dependencies"][extra]
     assert {normal(each) for each in wanted} - pinned == {"espalier"}
 

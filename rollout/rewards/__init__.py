@@ -8,8 +8,10 @@ what is in the last box alone. A reward that raises, takes too long or is no fin
 
 from .code import code_reward
 from .dapo import dapo_reward
+from .distillation import on_policy_distillation
 from .f1 import f1_reward
 from .gpqa import gpqa_reward
+from .grader import grader_session
 from .hub import (
     GroupReward,
     LabelCheck,
@@ -28,7 +30,7 @@ from .hub import (
 )
 from .ifeval import ifeval_reward
 from .math import deepscaler_reward, math_reward
-from .remote import grader_session, remote_reward
+from .remote import remote_reward
 from .simple import digit_share, random_reward
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "keeps_time",
     "label_check_of",
     "math_reward",
+    "on_policy_distillation",
     "random_reward",
     "remote_reward",
     "rewards",

@@ -147,6 +147,7 @@ def test_settings_may_be_slimes_own(tmp_path: Path) -> None:
         tool_key=None,
         apply_chat_template=True,
         apply_chat_template_kwargs={"enable_thinking": False},
+        multimodal_keys=None,
         hf_checkpoint=str(CHECKPOINT),
         rollout_max_prompt_len=None,
         rollout_seed=1,

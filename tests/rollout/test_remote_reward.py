@@ -10,7 +10,8 @@ import pytest
 from espalier.errors import ConfigError, RolloutError
 from espalier.rollout import RolloutConfig, Sample
 from espalier.rollout.rewards import async_rm
-from espalier.rollout.rewards.remote import MAX_CONNECTIONS, MAX_REPLY_BYTES
+from espalier.rollout.rewards.grader import MAX_CONNECTIONS
+from espalier.rollout.rewards.remote import MAX_REPLY_BYTES
 from tests.serving import serve
 
 
@@ -43,7 +44,7 @@ class Grader:
             while self.hangs:
                 if (await receive())["type"] == "http.disconnect":
                     return
-            usual = (200, str(len(self.asked[-1]["response"])).encode())
+            usual = (200, str(len(self.asked[-1].get("response", ""))).encode())
             status, content = self.answers.pop(0) if self.answers else usual
         finally:
             self.running -= 1

@@ -6,6 +6,11 @@ import pytest
 import torch
 
 from espalier.rollout import Sample, Status, as_tensors, packed_arrays, padded_arrays
+from espalier.sglang import WeightSpan
+
+
+def span(version: str, start: int, end: int) -> WeightSpan:
+    return WeightSpan(version=version, start=start, end=end)
 
 
 class Settings:
@@ -153,3 +158,47 @@ def test_observations_need_no_log_probabilities_where_nothing_is_trained_on() ->
     sample = finished(1, 1, 2, loss_mask=[0, 0], rollout_log_probs=None)
     arrays = packed_arrays([[sample]], Settings())
     assert arrays.loss_mask.tolist() == [0, 0, 0]
+
+
+def test_each_token_tells_which_weights_sampled_it() -> None:
+    two = finished(1, 2, 4, loss_mask=[1, 1, 0, 1], weight_spans=[span("8", 0, 2), span("9", 3, 4)])
+    groups = [[two, finished(2, 1, 2, weight_spans=[span("9", 0, 2)])], [finished(3, 1, 1)]]
+    padded, packed = padded_arrays(groups, Settings()), packed_arrays(groups, Settings())
+    assert padded.version_names == packed.version_names == ("8", "9")
+    assert padded.weight_versions.dtype == packed.weight_versions.dtype == np.int32
+    assert padded.weight_versions.tolist() == [
+        [-1, -1, 0, 0, -1, 1],
+        [-1, 1, 1, -1, -1, -1],
+        [-1, -1, -1, -1, -1, -1],
+    ]
+    assert packed.weight_versions.tolist() == [-1, -1, 0, 0, -1, 1, -1, 1, 1, -1, -1]
+    assert as_tensors(padded).version_names == ("8", "9")
+    assert as_tensors(padded).weight_versions.dtype == torch.int32
+
+
+def test_a_teachers_log_probabilities_are_there_when_asked_for() -> None:
+    groups = [
+        [finished(1, 1, 3, loss_mask=[1, 0, 1], teacher_log_probs=[-0.5, -9.0, -0.25])],
+        [finished(2, 1, 1, teacher_log_probs=[-2.0])],
+    ]
+    padded = padded_arrays(groups, Settings(), with_teacher=True)
+    packed = packed_arrays(groups, Settings(), with_teacher=True)
+    assert padded.teacher_log_probs is not None
+    assert packed.teacher_log_probs is not None
+    assert padded.teacher_log_probs.dtype == np.float32
+    assert padded.teacher_log_probs.tolist() == [[0, -0.5, 0, -0.25], [0, -2, 0, 0]]
+    assert packed.teacher_log_probs.tolist() == [0, -0.5, 0, -0.25, 0, -2]
+    assert padded_arrays(groups, Settings()).teacher_log_probs is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "has no teacher_log_probs"),
+        ([-1.0], "teacher_log_probs has 1 entries for 2 tokens"),
+        ([-1.0, math.inf], "has one among its teacher_log_probs that is no finite number"),
+    ],
+)
+def test_a_sample_that_lacks_its_teachers_log_probabilities_raises(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"sample 1 of group 0: {message}"):
+        padded_arrays([[finished(1, 1, 2, teacher_log_probs=values)]], Settings(), with_teacher=True)
