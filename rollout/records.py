@@ -44,10 +44,11 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, object]
     teacher_log_probs: list[float] | UnsetType = UNSET
     """nats, one for each response token"""
-    images: list[str] | UnsetType = UNSET
-    """the prompt's pictures, in order: path or URL; of one that the row itself held, a digest"""
-    multimodal_train_inputs: dict[str, str] | UnsetType = UNSET
-    """type and shape of each, as `float32[256, 1176]`: the values stay in memory, for the trainer"""
+    multimodal_inputs: dict[str, list[str]] | UnsetType = UNSET
+    """`images`, in order: path or URL of each; of one that the row itself held, a digest"""
+    multimodal_train_shapes: dict[str, str] | UnsetType = UNSET
+    """type and shape of each of its `multimodal_train_inputs`, as `float32[256, 1176]`: the values stay in
+    memory, for the trainer"""
 
     @classmethod
     def of(cls, sample: Sample, rollout_id: int) -> Self:
@@ -69,14 +70,14 @@ class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
             weight_spans=sample.weight_spans,
             metadata=sample.metadata,
             teacher_log_probs=UNSET if sample.teacher_log_probs is None else sample.teacher_log_probs,
-            images=_labels(sample),
-            multimodal_train_inputs=_outlines(sample),
+            multimodal_inputs=_labels(sample),
+            multimodal_train_shapes=_outlines(sample),
         )
 
 
-def _labels(sample: Sample) -> list[str] | UnsetType:
+def _labels(sample: Sample) -> dict[str, list[str]] | UnsetType:
     images = (sample.multimodal_inputs or {}).get(IMAGES)
-    return [label(image) for image in images] if images else UNSET
+    return {IMAGES: [label(image) for image in images]} if images else UNSET
 
 
 def _outlines(sample: Sample) -> dict[str, str] | UnsetType:

@@ -205,12 +205,14 @@ def test_a_saved_line_names_images_and_outlines_what_is_trained_on(tmp_path: Pat
         multimodal_inputs={"images": [file, URL, uri(png())]}, multimodal_train_inputs=dict(inputs)
     )
     line = json.loads(encode_group([sample], 0))
-    assert line["images"][:2] == [file, URL]
-    assert line["images"][2] == label(uri(png()))
-    assert line["images"][2] != label(uri(png(1)))
-    assert line["multimodal_train_inputs"] == {"pixel_values": "float32[2, 3]", "note": "str"}
+    assert set(line["multimodal_inputs"]) == {"images"}
+    images = line["multimodal_inputs"]["images"]
+    assert images[:2] == [file, URL]
+    assert images[2] == label(uri(png()))
+    assert images[2] != label(uri(png(1)))
+    assert line["multimodal_train_shapes"] == {"pixel_values": "float32[2, 3]", "note": "str"}
     plain = json.loads(encode_group([Sample()], 0))
-    assert not {"images", "multimodal_train_inputs"} & set(plain)
+    assert not {"multimodal_inputs", "multimodal_train_shapes"} & set(plain)
 
 
 def zeros() -> Any:
