@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -25,6 +25,12 @@ class Status(StrEnum):
     ABORTED = "aborted"
     FAILED = "failed"
 
+
+UNFINISHED: Final = (Status.PENDING, Status.ABORTED)
+"""There is more to sample."""
+
+FINISHED: Final = (Status.COMPLETED, Status.TRUNCATED)
+"""There is a response to grade."""
 
 _STATUS_AT_FINISH = {
     FinishType.STOP: Status.COMPLETED,
