@@ -14,6 +14,8 @@ from .filters import DynamicFilter, OverSamplingFilter, dynamic_filters, over_sa
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
 from .rewards import GroupReward, Reward, group_rewards, rewards
 from .sample import Sample
+from .tool_calls import ToolParser, tool_parsers
+from .tools import Tool, load_tools
 
 GenerateFn: TypeAlias = Callable[[RolloutConfig, Sample, dict[str, Any]], Awaitable[Sample | list[Sample]]]
 """`async f(args, sample, sampling_params)`; may also take `evaluation: bool`."""
@@ -73,6 +75,8 @@ class Plugins:
     over_sampling_filter: OverSamplingFilter | None
     sample_filter: SampleFilter | None
     all_samples_process: AllSamplesProcess | None
+    tools: tuple[Tool, ...]
+    tool_parser: ToolParser
 
     @classmethod
     def resolve(cls, args: RolloutConfig) -> "Plugins":
@@ -91,6 +95,8 @@ class Plugins:
             over_sampling_filter=_maybe(over_sampling_filters, args.over_sampling_filter_path),
             sample_filter=_maybe(sample_filters, args.rollout_sample_filter_path),
             all_samples_process=_maybe(all_samples_processes, args.rollout_all_samples_process_path),
+            tools=load_tools(args.tools),
+            tool_parser=tool_parsers.resolve(args.tool_parser),
         )
 
 
