@@ -24,6 +24,7 @@ from .observations import Answer, ObservationWriter
 from .plugins import generate_functions
 from .sample import Sample, Status
 from .state import RolloutState, rollout_state
+from .tokenizer import PromptTokenizer
 from .tool_calls import BadCall, ToolCall
 from .tools import Tool, call_tool
 
@@ -107,6 +108,12 @@ def exchange_of(sample: Sample) -> Exchange:
         raise RolloutError(f"sample {sample.index}: metadata {TOOL_CALLING!r}: {error}") from None
 
 
+def said_in(turn: Turn, sample: Sample, tokenizer: PromptTokenizer) -> str:
+    """Return what the model said in `turn`, special tokens included, and nothing of what it observed."""
+    response = sample.tokens[len(sample.tokens) - sample.response_length :]
+    return tokenizer.decode(response[turn.start : turn.end])
+
+
 def offered_tools(tools: Sequence[Tool], sample: Sample) -> dict[str, Tool]:
     """Return the tools that `sample` may use, by name: those that its row names, or all.
 
@@ -165,7 +172,7 @@ class _Talk:
                 return self._end(Status.ABORTED, EndedBy.ABORTED)
             if self._sample.status is not Status.COMPLETED:
                 return self._end(self._sample.status, self._limit)
-        said = self._said(turn)
+        said = said_in(turn, self._sample, self._writer.tokenizer)
         calls = self._state.plugins.tool_parser(said)
         turn.calls, turn.bad_calls = len(calls), sum(isinstance(call, BadCall) for call in calls)
         if not calls:
@@ -218,10 +225,6 @@ class _Talk:
                 tool, call.arguments, sample=self._sample, timeout_s=self._args.tool_timeout_s
             )
         return Answer(name=call.name, text=text, call_id=call.id)
-
-    def _said(self, turn: Turn) -> str:
-        response = self._sample.tokens[len(self._sample.tokens) - self._sample.response_length :]
-        return self._writer.tokenizer.decode(response[turn.start : turn.end])
 
     def _room_in_context(self) -> int | None:
         """Return how many tokens a response may have beside its prompt; None where nothing limits both."""
