@@ -23,6 +23,8 @@ from .sleep import sleep_rollout
 from .state import GenerateState, RolloutState, rollout_state
 from .stopping import abort
 from .streaming import generate_streaming
+from .tool_calling import generate_with_tools
+from .tools import Tool
 from .training_arrays import PackedArrays, PaddedArrays, as_tensors, packed_arrays, padded_arrays
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Sample",
     "SpecInfo",
     "Status",
+    "Tool",
     "abort",
     "as_tensors",
     "eval_rollout",
@@ -53,6 +56,7 @@ __all__ = [
     "generate_rollout",
     "generate_rollout_async",
     "generate_streaming",
+    "generate_with_tools",
     "packed_arrays",
     "padded_arrays",
     "pop_first",

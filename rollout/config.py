@@ -160,6 +160,24 @@ class RolloutConfig:
     custom_generate_function_path: str | None = None
     """generate function in place of the default one"""
 
+    tools: tuple[str, ...] = ()
+    """tool_calling: tools that the model may call, by name or as package.module:function"""
+
+    tool_parser: str = "qwen"
+    """tool_calling: how the model writes its calls: qwen, hermes, openai"""
+
+    tool_timeout_s: float = 30.0
+    """tool_calling: seconds a call of a tool may take; the model is told of one that takes longer"""
+
+    tool_max_turns: int = 8
+    """tool_calling: turns of the model in a sample"""
+
+    tool_max_observation_tokens: int = 1024
+    """tool_calling: tokens of what a tool answered that the model is told; the rest is cut off"""
+
+    rollout_max_context_len: int | None = None
+    """tool_calling: tokens that prompt and response may have together"""
+
     rollout_function_path: str | None = None
     """rollout function in place of the default one"""
 
@@ -255,6 +273,9 @@ class RolloutConfig:
             "rollout_batch_size",
             "n_samples_per_prompt",
             "rollout_max_response_len",
+            "rollout_max_context_len",
+            "tool_max_turns",
+            "tool_max_observation_tokens",
             "max_dropped_groups",
             "sglang_server_concurrency",
             "code_rm_memory_mb",
@@ -265,7 +286,10 @@ class RolloutConfig:
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"):
+        for name in (
+            *("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"),
+            "tool_timeout_s",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")

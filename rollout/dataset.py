@@ -18,6 +18,7 @@ from .problems import BadImage
 from .rows import Row, dataset_folder, read_rows
 from .source_state import DatasetMark
 from .tokenizer import PromptTokenizer, load_tokenizer
+from .tools import load_tools
 
 TOOLS_IN_METADATA: Final = "tools"
 """Where a sample's metadata has the tools of its row, as in slime."""
@@ -54,6 +55,9 @@ class RowFormat:
     """makes a text of messages; a text is then one message of the user"""
 
     template_variables: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    """told to the template where a row has none of its own"""
+
     takes_messages: bool = False
     """prompts may stay messages: there is a plug-in to read them"""
 
@@ -75,7 +79,8 @@ def load_problems(args: RolloutConfig) -> list[Problem]:
         metadata_key=args.metadata_key,
         tool_key=args.tool_key,
         template=_needed(tokenizer, "--apply-chat-template").template if args.apply_chat_template else None,
-        template_variables=_template_variables(args.apply_chat_template_kwargs),
+        template_variables=template_variables(args.apply_chat_template_kwargs),
+        tools=tuple(tool.spec for tool in load_tools(getattr(args, "tools", ()))),  # slime's have none
         takes_messages=bool(args.custom_generate_function_path or args.rollout_function_path),
         image_key=image_key_in(args.multimodal_keys),
         folder=dataset_folder(args.prompt_data),
@@ -173,7 +178,10 @@ def _prompt(
         messages, images = _placed(row, messages, images)
         try:
             text = row_format.template.render(
-                messages, tools, add_generation_prompt=True, **row_format.template_variables
+                messages,
+                tools or row_format.tools,
+                add_generation_prompt=True,
+                **row_format.template_variables,
             )
         except TemplateRefused as error:
             raise DataError(f"{row.where}: {error}") from error
@@ -239,8 +247,11 @@ def _needed(tokenizer: PromptTokenizer | None, flag: str) -> PromptTokenizer:
     return tokenizer
 
 
-def _template_variables(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the variables: settings have them as JSON, slime's settings as what that says."""
+def template_variables(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the chat template's variables: settings have them as JSON, slime's settings as what that says.
+
+    Raises: ConfigError where they are no JSON object.
+    """
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
     try:

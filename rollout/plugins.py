@@ -15,6 +15,8 @@ from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
 from .processors import MultimodalProcessor, multimodal_processors
 from .rewards import GroupReward, Reward, group_rewards, rewards
 from .sample import Sample
+from .tool_calls import ToolParser, tool_parsers
+from .tools import Tool, load_tools
 
 GenerateFn: TypeAlias = Callable[[RolloutConfig, Sample, dict[str, Any]], Awaitable[Sample | list[Sample]]]
 """`async f(args, sample, sampling_params)`; may also take `evaluation: bool`."""
@@ -75,6 +77,8 @@ class Plugins:
     sample_filter: SampleFilter | None
     all_samples_process: AllSamplesProcess | None
     multimodal_processor: MultimodalProcessor | None
+    tools: tuple[Tool, ...]
+    tool_parser: ToolParser
 
     @classmethod
     def resolve(cls, args: RolloutConfig) -> "Plugins":
@@ -94,6 +98,8 @@ class Plugins:
             sample_filter=_maybe(sample_filters, args.rollout_sample_filter_path),
             all_samples_process=_maybe(all_samples_processes, args.rollout_all_samples_process_path),
             multimodal_processor=_maybe(multimodal_processors, args.multimodal_processor_path),
+            tools=load_tools(args.tools),
+            tool_parser=tool_parsers.resolve(args.tool_parser),
         )
 
 

@@ -19,10 +19,20 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Their ids are 0, 1 and 2."""
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\\nFunctions to call, a JSON object each:\\n<tools>\\n' }}"
+    "{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}"
+    "{{ '</tools>\\nA call is a JSON object with name and arguments between <tool_call> and </tool_call>.' }}"
+    "{{ '<|im_end|>' + '\\n' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}"
+    "{% set before = loop.previtem or {} %}{% set after = loop.nextitem or {} %}"
+    "{% if before['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}"
+    "{% if after['role'] != 'tool' %}{{ '<|im_end|>' + '\\n' }}{% endif %}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+"""Turns as Qwen marks them. Tools are listed before them; what they answer is told in the user's name."""
 
 _NAMES = "Tom Anna Ben Carla David Emma Felix Grace Henry Iris Jack Kate Liam Mia Noah Olivia Paul Rosa"
 _ITEMS = (

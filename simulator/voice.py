@@ -2,7 +2,8 @@ r"""What the simulated model says.
 
 Invariant: a script is a pure function of (prompt ids, seed, weight version) and of the voice's own settings.
 
-A prompt with arithmetic is answered with a worked sentence a step and the number in `\boxed{}`; other
+A prompt that lists tools is answered by calls of the first one, then from what it found (`tool_use.py`). A
+prompt with arithmetic is answered with a worked sentence a step and the number in `\boxed{}`; other
 prompts get a few plain sentences. How hard a prompt is depends on its ids alone, so that of the groups of
 samples of one prompt some are all right, some all wrong, and most are mixed.
 """
@@ -14,6 +15,7 @@ from .dice import Dice, mix, mix_text
 from .phrases import ANSWER_LINES, FILLER, OPENERS
 from .sampling import LogprobState
 from .tokenizer import Tokenizer
+from .tool_use import read_tool_turn
 
 SPELLINGS = 8
 """Ways in which each plain sentence is spelled; the first is the tokenizer's own."""
@@ -28,7 +30,7 @@ LONG_SENTENCES = (25, 120)
 """Plain sentences in a reply that rambles on: 300 to 1,500 tokens."""
 
 MAX_READ_TOKENS = 2048
-"""Tokens of the prompt, from its end, in which arithmetic is looked for."""
+"""Tokens of the prompt, from its end, in which arithmetic is looked for; tools also from its beginning."""
 
 _SLIPS = (-100, -10, -9, -2, -1, 1, 2, 9, 10, 100)
 """What a wrong answer is off by."""
@@ -77,11 +79,19 @@ class Voice:
         """Return what is said after `prompt_ids`."""
         prompt_hash = mix(LogprobState(prompt_ids).value)
         dice = Dice(mix(prompt_hash ^ mix(seed & ((1 << 64) - 1)) ^ mix_text(weight_version)))
-        problem = read_problem(self._tokenizer.decode(prompt_ids[-MAX_READ_TOKENS:]))
-        if problem is None:
-            answer = self._ramble(dice)
-        else:
+        text = self._tokenizer.decode(prompt_ids[-MAX_READ_TOKENS:])
+        head = text
+        if len(prompt_ids) > MAX_READ_TOKENS:
+            head = self._tokenizer.decode(prompt_ids[:MAX_READ_TOKENS])
+        tool_turn = read_tool_turn(head, text)
+        problem = read_problem(text) if tool_turn is None else None
+        if tool_turn is not None:
+            right = dice.happens(chance_of(prompt_hash, self._accuracy))
+            answer = self._spell(self._tokenizer.encode(tool_turn.words(dice, right=right)), dice)
+        elif problem is not None:
             answer = self._solve(problem, dice, right=dice.happens(chance_of(prompt_hash, self._accuracy)))
+        else:
+            answer = self._ramble(dice)
         return Script(answer, self._sentences, dice, self._tokenizer.end_id)
 
     def _ramble(self, dice: Dice) -> list[int]:

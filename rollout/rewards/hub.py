@@ -201,7 +201,7 @@ async def _call(function: Callable[..., Any], *arguments: object, name: str, tim
     if inspect.iscoroutinefunction(function):
         async with _deadline(name, timeout_s):
             return await function(*arguments)
-    async with thread_slot(name), _deadline(name, timeout_s):
+    async with thread_slot(f"reward {name!r}"), _deadline(name, timeout_s):
         result = await in_thread(function, *arguments)
         return await result if inspect.isawaitable(result) else result
 

@@ -21,19 +21,17 @@ _given_up: set[threading.Thread] = set()
 
 
 @contextlib.asynccontextmanager
-async def thread_slot(name: str) -> AsyncIterator[None]:
+async def thread_slot(what: str) -> AsyncIterator[None]:
     """Wait for one of the event loop's `MAX_THREADS` slots, and hold it for the block.
 
-    Raises: RewardTimeout where so many earlier functions never ended that no more may begin; `name` is the
-    reward's, for the message.
+    Raises: RewardTimeout where so many earlier functions never ended that no more may begin; `what` names
+    this one, for the message.
     """
     slots = _slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MAX_THREADS))
     async with slots:
         _given_up.difference_update([thread for thread in _given_up if not thread.is_alive()])
         if len(_given_up) >= MAX_GIVEN_UP:
-            raise RewardTimeout(
-                f"the reward {name!r} is not called: {len(_given_up)} earlier calls of rewards have not ended"
-            )
+            raise RewardTimeout(f"the {what} is not called: {len(_given_up)} earlier calls have not ended")
         yield
 
 
@@ -62,15 +60,15 @@ async def in_thread(function: Callable[..., Any], *arguments: object) -> Any:
         try:
             result = function(*arguments)
         except StopIteration as error:  # a future cannot hold one
-            problem = RewardFailed(f"the reward raised {error!r}")
+            problem = RewardFailed(f"the function raised {error!r}")
         except Exception as error:  # noqa: BLE001  it is raised where it is awaited
             problem = error
         except BaseException as error:  # noqa: BLE001  a thread's SystemExit would end nothing, silently
-            problem = RewardFailed(f"the reward raised {error!r}")
+            problem = RewardFailed(f"the function raised {error!r}")
         with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
             loop.call_soon_threadsafe(settle, result, problem)
 
-    thread = threading.Thread(target=run, name="espalier-reward", daemon=True)
+    thread = threading.Thread(target=run, name="espalier-plugin", daemon=True)
     thread.start()
     try:
         return await outcome

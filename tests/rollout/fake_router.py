@@ -48,6 +48,13 @@ def prompt_tokens(text: str) -> list[int]:
     return [1] + [token_of(word) for word in text.split()]
 
 
+def tokens_of(generation: Generation) -> list[int]:
+    """The ids of what is sampled: one for each word, and one at the end unless it was cut off."""
+    return [token_of(word) for word in generation.words if word] + [STOP_TOKEN] * (
+        generation.finish == "stop"
+    )
+
+
 def log_prob(token: int, position: int) -> float:
     return -((token * 31 + position * 7) % 1000 + 1) / 256
 
@@ -71,6 +78,8 @@ class FakeRouter:
         self.generation = generation
         self.holds: Callable[[Json], bool] = lambda _: False
         """Requests that are answered only when they are aborted."""
+        self.encode: Callable[[Generation], list[int]] = tokens_of
+        """The ids of what is sampled."""
         self.change_reply: Callable[[Json], Json] = lambda reply: reply
         self.change_record: Callable[[Json], Json] = lambda record: record
         self.scripted: dict[str, list[Scripted]] = {}
@@ -155,9 +164,7 @@ class FakeRouter:
             await event.wait()
             generation = Generation(generation.words[:2], finish="abort")
         prompt = payload.get("input_ids") or prompt_tokens(payload["text"])
-        tokens = [token_of(word) for word in generation.words if word]
-        if generation.finish == "stop":
-            tokens.append(STOP_TOKEN)
+        tokens = self.encode(generation)
         self._prompt_tokens += len(prompt)
         self._reused_tokens += len(prompt) - 1
         reply = self.change_reply(reply_of(payload["rid"], prompt, tokens, generation))

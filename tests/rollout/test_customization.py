@@ -20,6 +20,7 @@ from espalier.policies import Policy
 from espalier.registry import Registry
 from espalier.rollout import RolloutConfig, RolloutDataSource, Sample, generate_rollout
 from espalier.rollout.plugins import Plugins
+from espalier.rollout.tools import ToolFunction
 from tests.rollout.fake_router import FakeRouter
 from tests.router.running import router
 from tests.router.scripted import answering, reply, scripted_worker
@@ -29,7 +30,11 @@ PAGE = (ROOT / "docs" / "customization.md").read_text(encoding="utf-8")
 HERE = __name__
 MakeConfig = Callable[..., RolloutConfig]
 
-PROTOCOLS: dict[str, Callable[..., object]] = {"policy": Policy.choose, "middleware": Middleware.__call__}
+PROTOCOLS: dict[str, Callable[..., object]] = {
+    "policy": Policy.choose,
+    "middleware": Middleware.__call__,
+    "tool": ToolFunction.__call__,
+}
 """Plug points whose plug-ins are objects: what is called on them."""
 
 

@@ -257,7 +257,7 @@ def test_rewards_that_never_end_are_not_begun_without_limit(args: MakeArgs) -> N
     finally:
         let_go.set()
     assert "took longer than 0.01 s" in problems[0]
-    assert "earlier calls of rewards have not ended" in problems[-1]
+    assert "earlier calls have not ended" in problems[-1]
 
 
 def test_a_plain_reward_that_exits_is_told_at_once(args: MakeArgs) -> None:

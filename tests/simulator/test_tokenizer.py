@@ -52,3 +52,19 @@ def test_chat_is_rendered_as_the_shipped_template_does() -> None:
         add_generation_prompt=True,
     )
     assert render_chat(messages) == rendered
+
+
+def test_tools_and_their_answers_are_rendered() -> None:
+    template = json.loads((FOLDER / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    said = [("user", "Who?"), ("assistant", "I look."), ("tool", "Mia"), ("tool", "Tom")]
+    rendered = jinja2.Template(template).render(
+        messages=[{"role": role, "content": content} for role, content in said],
+        tools=[{"name": "search"}],
+        add_generation_prompt=True,
+    )
+    system, _, talk = rendered.partition("<|im_start|>user\n")
+    assert '<tools>\n{"name": "search"}\n</tools>' in system
+    assert talk == (
+        "Who?<|im_end|>\n<|im_start|>assistant\nI look.<|im_end|>\n<|im_start|>user\n<tool_response>\nMia\n"
+        "</tool_response>\n<tool_response>\nTom\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
