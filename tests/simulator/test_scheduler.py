@@ -116,7 +116,7 @@ def test_idle_time_is_no_credit_for_the_next_generation() -> None:
 
 def test_generation_that_comes_during_an_update_is_held_and_gets_the_new_weights() -> None:
     async def test() -> None:
-        worker = Worker(WorkerSettings(**SLOW))
+        worker = Worker(WorkerSettings(**SLOW), clock=Clock())  # time stands still: nothing ends by itself
         (first,) = generations(worker)
         worker.scheduler.submit([first])
         update = asyncio.create_task(worker.scheduler.change_weights("v2"))
