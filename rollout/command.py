@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rich.console import Console
 
 from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
+from .batch_metrics import batch_metrics, speed_metrics, staleness_metrics
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
 from .data_source import RolloutDataSource, RolloutDataSourceWithBuffer
 from .display import StepDisplay, eval_table, step_table
 from .evaluation import check_evaluation
+from .filters import flattened
 from .leftovers import check_takes_back
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
@@ -24,6 +26,7 @@ from .records import encode_group
 from .rewards import chosen_reward, label_check_of, rewards
 from .sample import Sample
 from .signals import ending_as_ctrl_c
+from .staleness import WeightHistory
 from .tokenizer import load_tokenizer
 from .writer import RunWriter
 
@@ -78,6 +81,7 @@ class _Run:
     writer: RunWriter
     console: Console
     first_rollout_id: int
+    history: WeightHistory = field(default_factory=WeightHistory)
 
     def all_steps(self) -> int:
         """Run every step, and the evaluations between them; return the exit status.
@@ -102,17 +106,17 @@ class _Run:
         return 0
 
     def _step(self, rollout_id: int) -> int:
-        config, writer = self.config, self.writer
+        config = self.config
         title = f"step {rollout_id + 1} of {config.num_rollout}"
         display = StepDisplay(self.console, title, config.groups_to_complete)
         try:
             with display, observing(display):
                 output = _train_output(self.rollout(config, rollout_id, self.data_source, evaluation=False))
-            metrics = _save(config, writer, rollout_id, output, display)
+            metrics = self._save(rollout_id, output, display)
             if config.save is not None:
                 self.data_source.save(rollout_id)
         except BaseException as error:  # noqa: BLE001  it is raised again where it is not for a person
-            saved = _saved_early(config, writer, rollout_id, display)
+            saved = self._saved_early(rollout_id, display)
             return self._end(error, f"{title} ended early; {saved} of its groups are saved")
         self.console.print(step_table(title, metrics))
         return 0
@@ -141,47 +145,42 @@ class _Run:
             return EXIT_FAILED
         raise error
 
-
-def _saved_early(config: RolloutConfig, writer: RunWriter, rollout_id: int, display: StepDisplay) -> int:
-    """Save what a step had when it ended early; return how many groups that is."""
-    if not display.kept:
-        return 0
-    output = RolloutFnTrainOutput(display.kept, {GROUPS_KEPT: len(display.kept)})
-    try:
-        metrics = _save(config, writer, rollout_id, output, display)
-    except EspalierError as error:
-        display.on_notice(str(error))
-        return 0
-    return int(metrics[GROUPS_KEPT] or 0)
-
-
-def _save(
-    config: RolloutConfig,
-    writer: RunWriter,
-    rollout_id: int,
-    output: RolloutFnTrainOutput,
-    display: StepDisplay,
-) -> Metrics:
-    """Write a step and return its metrics; groups that cannot be written are dropped, and told."""
-    lines: list[bytes] = []
-    saved: list[list[Sample]] = []
-    for group in sorted(output.samples, key=lambda group: group[0].index or 0 if group else 0):
+    def _saved_early(self, rollout_id: int, display: StepDisplay) -> int:
+        """Save what a step had when it ended early; return how many groups that is."""
+        if not display.kept:
+            return 0
+        output = RolloutFnTrainOutput(display.kept, {GROUPS_KEPT: len(display.kept)})
         try:
-            lines.append(encode_group(group, rollout_id))
-        except Unsavable as error:
-            display.on_group_dropped(group, error.code, str(error))
-        else:
-            saved.append(group)
-    metrics = _numbers(output.metrics or {}, display) | sample_metrics(config, saved)
-    unsavable = len(output.samples) - len(saved)
-    if unsavable:
-        metrics |= {
-            f"{FAILED_PREFIX}{Unsavable.code}": float(unsavable),
-            GROUPS_KEPT: float(len(saved)),
-            GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
-        }
-    writer.write(rollout_id, b"".join(lines), metrics)
-    return metrics
+            metrics = self._save(rollout_id, output, display)
+        except EspalierError as error:
+            display.on_notice(str(error))
+            return 0
+        return int(metrics[GROUPS_KEPT] or 0)
+
+    def _save(self, rollout_id: int, output: RolloutFnTrainOutput, display: StepDisplay) -> Metrics:
+        """Write a step and return its metrics; groups that cannot be written are dropped, and told."""
+        lines: list[bytes] = []
+        saved: list[list[Sample]] = []
+        for group in sorted(output.samples, key=lambda group: group[0].index or 0 if group else 0):
+            try:
+                lines.append(encode_group(group, rollout_id))
+            except Unsavable as error:
+                display.on_group_dropped(group, error.code, str(error))
+            else:
+                saved.append(group)
+        metrics = _numbers(output.metrics or {}, display)
+        metrics |= sample_metrics(self.config, saved) | batch_metrics(self.config, saved)
+        metrics |= speed_metrics(self.config, saved, metrics.get("perf/rollout_time") or 0.0)
+        metrics |= staleness_metrics(self.history, flattened(saved))
+        unsavable = len(output.samples) - len(saved)
+        if unsavable:
+            metrics |= {
+                f"{FAILED_PREFIX}{Unsavable.code}": float(unsavable),
+                GROUPS_KEPT: float(len(saved)),
+                GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
+            }
+        self.writer.write(rollout_id, b"".join(lines), metrics, display.timeline)
+        return metrics
 
 
 def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:

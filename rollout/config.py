@@ -119,6 +119,9 @@ class RolloutConfig:
     reward_key: str | None = None
     """for rewards that return an object: the key of the number to train on"""
 
+    log_reward_category: str | None = None
+    """for rewards that return an object: a key whose values are counted, as rollout/error_cat/VALUE"""
+
     rm_url: str | None = None
     """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward"""
 
@@ -155,6 +158,9 @@ class RolloutConfig:
 
     max_dropped_groups: int = 256
     """give up when this many groups in a row were dropped"""
+
+    rollout_num_gpus: int | None = None
+    """GPUs that the workers have together; with it, tokens a second are told per GPU, too"""
 
     sglang_server_concurrency: int = 512
     """samples generated at a time"""
@@ -236,6 +242,7 @@ class RolloutConfig:
             "n_samples_per_prompt",
             "rollout_max_response_len",
             "max_dropped_groups",
+            "rollout_num_gpus",
             "sglang_server_concurrency",
             "code_rm_memory_mb",
             "n_samples_per_eval_prompt",

@@ -38,6 +38,7 @@ from .selection import mark_and_show
 from .staleness import WeightHistory
 from .state import GroupTask, RolloutState, rollout_state
 from .stopping import abort
+from .timeline import Timeline, request_metrics
 from .verdicts import ABORTED, verdict_of
 
 POLL_S: Final = 0.2
@@ -67,6 +68,7 @@ class _Taken:
     ages: list[int] = field(default_factory=list)
     stale: int = 0
     waiting: int = 0
+    timeline: Timeline = field(default_factory=lambda: Timeline(requests=[]))
 
 
 class _Producer:
@@ -117,6 +119,7 @@ class _Producer:
             taken.groups = [ready.samples for ready in oldest]
             taken.ages = [self._history.age_of(group) for group in taken.groups]
             taken.waiting = len(self._ready)
+            taken.timeline = self._state.requests.take()
             self._has_room.set()
         return taken
 
@@ -328,6 +331,7 @@ def _check(args: RolloutConfig, data_source: DataSource) -> None:
 
 def _tell(taken: _Taken) -> None:
     observer = current_observer()
+    observer.on_timeline(taken.timeline)
     for group in taken.groups:
         observer.on_group_kept(group)
         observer.on_tokens(sum(sample.effective_response_length for sample in group))
@@ -348,6 +352,7 @@ def _metrics(taken: _Taken, waited_s: float) -> Metrics:
         "rollout/groups_waiting": float(taken.waiting),
         "rollout/staleness/mean": sum(taken.ages) / len(taken.ages),
         "rollout/staleness/max": float(max(taken.ages)),
+        **request_metrics(taken.timeline),
         "perf/rollout_time": waited_s,
     }
 

@@ -76,7 +76,7 @@ async def generate_by(
         payload |= {"input_ids": known} if known else {"text": prompt}
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
-            reply = await ask(state.client, payload | {"rid": rid}, headers)
+            reply = await _timed(state, rid, ask(state.client, payload | {"rid": rid}, headers))
             tokens, log_probs = sampled(reply)
             if known:
                 _check_prompt_length(reply, known)
@@ -90,6 +90,17 @@ async def generate_by(
                 skip_special_tokens=args.rollout_skip_special_tokens,
             )
     return sample
+
+
+async def _timed(state: RolloutState, rid: str, asked: Awaitable[GenerateReply]) -> GenerateReply:
+    """Wait for the reply, and log when the request began and ended, however it does."""
+    reply = None
+    state.requests.begin(rid)
+    try:
+        reply = await asked
+    finally:
+        state.requests.end(rid, reply.meta_info if reply is not None else None)
+    return reply
 
 
 def sampled(reply: GenerateReply) -> tuple[list[int], list[float]]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -26,11 +26,12 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-_STATUS_AT_FINISH = {
+STATUS_AT_FINISH: Final = {
     FinishType.STOP: Status.COMPLETED,
     FinishType.LENGTH: Status.TRUNCATED,
     FinishType.ABORT: Status.ABORTED,
 }
+"""What a generation's end makes of its sample."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -333,7 +334,7 @@ def _meta_info(meta: MetaInfo | Mapping[str, Any]) -> MetaInfo:
 def _status_at(reason: FinishReason | None) -> Status | None:
     if reason is None:
         return None
-    if reason.type not in _STATUS_AT_FINISH:
-        known = ", ".join(_STATUS_AT_FINISH)
+    if reason.type not in STATUS_AT_FINISH:
+        known = ", ".join(STATUS_AT_FINISH)
         raise ValueError(f"unknown finish reason {reason.type!r}: known are {known}")
-    return _STATUS_AT_FINISH[FinishType(reason.type)]
+    return STATUS_AT_FINISH[FinishType(reason.type)]

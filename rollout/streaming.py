@@ -4,6 +4,7 @@ Source: slime's `sglang_streaming_rollout`, which builds the sample anew for eac
 added up and appended once.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from .events import StreamedReply
 from .generate import generate_by
 from .plugins import generate_functions
 from .sample import Sample
+from .state import rollout_state
+from .timeline import RequestLog
 
 
 @generate_functions.register("streaming")
@@ -29,11 +32,17 @@ async def generate_streaming(
     Raises: as `generate`; BadReply also where the stream is malformed; ConfigError for a prompt of which only
     the text is known.
     """
-    return await generate_by(_streamed, args, sample, sampling_params)
+    async with rollout_state(args) as state:
+        ask = functools.partial(_streamed, requests=state.requests)
+        return await generate_by(ask, args, sample, sampling_params)
 
 
 async def _streamed(
-    client: RouterClient, payload: Mapping[str, Any], headers: Mapping[str, str] | None
+    client: RouterClient,
+    payload: Mapping[str, Any],
+    headers: Mapping[str, str] | None,
+    *,
+    requests: RequestLog,
 ) -> GenerateReply:
     if "input_ids" not in payload:
         raise ConfigError(
@@ -44,6 +53,8 @@ async def _streamed(
     try:
         async for data in client.stream(payload, headers):
             reply.add(data)
+            if reply.tokens_so_far:
+                requests.note_first_token(payload["rid"])
     except UpstreamError as error:
         if not reply.tokens_so_far:
             raise
