@@ -12,7 +12,8 @@ from .config import RolloutConfig
 from .data_source import DataSource, RolloutDataSource, RolloutDataSourceWithBuffer, pop_first
 from .evaluation import eval_rollout, eval_rollout_single_dataset
 from .fully_async import fully_async
-from .generate import generate, generate_and_rm, generate_and_rm_group
+from .generate import generate
+from .groups import generate_and_rm, generate_and_rm_group
 from .loop import generate_rollout, generate_rollout_async
 from .outputs import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from .plugins import generate_functions, rollout_functions

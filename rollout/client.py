@@ -6,9 +6,7 @@ generations, an abort must still get out.
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
 import httpx
@@ -16,19 +14,14 @@ import msgspec
 
 from ..errors import HttpError, RolloutError, UpstreamError, UpstreamTimeout
 from ..sglang import GenerateReply, decode_reply
+from .delivery import Delivery, RetryPolicy
 from .events import EventSplitter
 from .outage import Outages
 from .problems import NotRecorded, Refused, RouterUnreachable
-from .replies import (
-    RecordedText,
-    TreeStats,
-    decode_recorded_text,
-    decode_tree_stats,
-    error_text,
-    has_no_worker,
-    refusal,
-)
-from .transport import connect_problem, open_client
+from .replies import RecordedText, TreeStats, decode_recorded_text, decode_tree_stats, refusal
+from .transport import GenerationPool, error_of, open_control_client
+
+__all__ = ["CONTROL_CONNECTIONS", "CONTROL_TIMEOUT_S", "RetryPolicy", "RouterClient"]
 
 CONTROL_CONNECTIONS: Final = 64
 """Connections for aborts and statistics, beside those for generations: as many aborts go out at a time."""
@@ -36,10 +29,6 @@ CONTROL_CONNECTIONS: Final = 64
 CONTROL_TIMEOUT_S: Final = 10.0
 """Time for a control call: the router answers these itself, or asks its workers for something short."""
 
-_MAX_DOUBLINGS: Final = 30
-"""Delays stop growing long before; without it a very long wait would overflow."""
-
-_RETRIED_STATUSES: Final = frozenset({429, 503})
 _T = TypeVar("_T")
 _encode_json = msgspec.json.Encoder().encode
 
@@ -54,31 +43,6 @@ class _ModelInfo(msgspec.Struct, frozen=True):
 
 _decode_model_info = msgspec.json.Decoder(_ModelInfo).decode
 _decode_readiness = msgspec.json.Decoder(_Readiness).decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often and how soon a request is sent again that never reached a worker."""
-
-    attempts: int = 8
-    """tries in all"""
-
-    first_delay_s: float = 0.2
-    """delay after the first failure; doubles with each one, half of it at random"""
-
-    max_delay_s: float = 5.0
-    """longest delay of our own"""
-
-    max_retry_after_s: float = 60.0
-    """longest delay that a reply's Retry-After may ask for"""
-
-    def delay_s(self, failures: int, retry_after: str | None) -> float:
-        """Return the seconds to wait after so many failures; a Retry-After in seconds goes first."""
-        if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-            return min(float(retry_after), self.max_retry_after_s)
-        doublings = min(failures - 1, _MAX_DOUBLINGS)
-        delay_s = min(self.first_delay_s * 2.0**doublings, self.max_delay_s)
-        return delay_s * random.uniform(0.5, 1.0)
 
 
 class RouterClient:
@@ -107,10 +71,11 @@ class RouterClient:
         self._retry = retry or RetryPolicy()
         self._outages = outages
         self._sleep = sleep
-        self._generation = open_client(
-            self.router_url, max_connections=max_connections, read_timeout_s=request_timeout_s
+        self._generation = GenerationPool(self.router_url, max_connections=max_connections)
+        self._delivery = Delivery(
+            self._generation, self.router_url, retry=self._retry, outages=outages, sleep=sleep
         )
-        self._control = open_client(
+        self._control = open_control_client(
             self.router_url, max_connections=CONTROL_CONNECTIONS, read_timeout_s=CONTROL_TIMEOUT_S
         )
 
@@ -129,7 +94,7 @@ class RouterClient:
         self, payload: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> GenerateReply:
         """POST `/generate`: one generation, not streamed."""
-        body = await self._post(self._generation, "/generate", payload, self._request_timeout_s, headers)
+        body = await self._post("/generate", payload, headers)
         return self._decoded(decode_reply, body, "/generate")
 
     async def stream(
@@ -145,9 +110,10 @@ class RouterClient:
         fields = {"content-type": "application/json", **(headers or {})}
         events = EventSplitter()
         async with self._answering("POST", "/generate", self._request_timeout_s):
-            response = await self._send(self._generation, "/generate", body, fields, is_stream=True)
-            async with contextlib.aclosing(response):
-                async for chunk in response.aiter_bytes():
+            reply = await self._delivery.post("/generate", body, fields, leaves_open=True)
+            assert reply.open is not None
+            with contextlib.closing(reply.open):
+                async for chunk in reply.open.chunks():
                     for data in events.feed(chunk):
                         yield data
 
@@ -158,7 +124,7 @@ class RouterClient:
         """
         payload = {"text": text, "return_logp": True, "rid": rid}
         try:
-            body = await self._post(self._generation, "/retrieve_from_text", payload, self._request_timeout_s)
+            body = await self._post("/retrieve_from_text", payload)
         except Refused as error:
             if error.status != 404:
                 raise
@@ -237,75 +203,12 @@ class RouterClient:
             raise refusal(self._name("POST", path), response.status_code, response.content)
 
     async def _post(
-        self,
-        client: httpx.AsyncClient,
-        path: str,
-        payload: Mapping[str, Any],
-        timeout_s: float,
-        headers: Mapping[str, str] | None = None,
+        self, path: str, payload: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> bytes:
         fields = {"content-type": "application/json", **(headers or {})}
         body = _encode_json(payload)
-        async with self._answering("POST", path, timeout_s):
-            return (await self._send(client, path, body, fields)).content
-
-    async def _send(
-        self,
-        client: httpx.AsyncClient,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        *,
-        is_stream: bool = False,
-    ) -> httpx.Response:
-        """Send until there is a reply that is a success; of a stream, only its head has come then."""
-        failures = waits = 0
-        while True:
-            retry_after = None
-            try:
-                request = client.build_request("POST", path, content=body, headers=headers)
-                response = await client.send(request, stream=is_stream)
-                if response.status_code >= 300:
-                    await response.aread()
-            except httpx.TransportError as error:
-                problem = connect_problem(error)
-                if problem is None:
-                    raise
-                is_waited_for = self._waits_for_router(path, problem)
-                if not is_waited_for and failures + 1 >= self._retry.attempts:
-                    raise
-            else:
-                if response.status_code < 300:
-                    self._note_reply(path)
-                    return response
-                is_waited_for = self._waits_for_worker(path, response)
-                is_busy = response.status_code in _RETRIED_STATUSES
-                if not is_waited_for and (not is_busy or failures + 1 >= self._retry.attempts):
-                    raise refusal(self._name("POST", path), response.status_code, response.content)
-                retry_after = response.headers.get("retry-after")
-            waits += is_waited_for
-            failures += not is_waited_for
-            await self._sleep(self._retry.delay_s(failures + waits, retry_after))
-
-    def _waits_for_router(self, path: str, problem: str) -> bool:
-        if self._outages is None:
-            return False
-        self._outages.router.note(f"{self._name('POST', path)}: {problem}")
-        return True
-
-    def _waits_for_worker(self, path: str, response: httpx.Response) -> bool:
-        if self._outages is None or not has_no_worker(response.status_code, response.content):
-            self._note_reply(path)
-            return False
-        self._outages.router.end()
-        self._outages.workers.note(error_text(response.content))
-        return True
-
-    def _note_reply(self, path: str) -> None:
-        if self._outages is not None:
-            self._outages.router.end()
-            if path == "/generate":
-                self._outages.workers.end()
+        async with self._answering("POST", path, self._request_timeout_s):
+            return (await self._delivery.post(path, body, fields)).body
 
     @contextlib.asynccontextmanager
     async def _answering(self, method: str, path: str, timeout_s: float) -> AsyncIterator[None]:
@@ -315,13 +218,10 @@ class RouterClient:
                 yield
         except TimeoutError:
             raise UpstreamTimeout(f"{request} gave no answer in {timeout_s:g} s") from None
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise UpstreamTimeout(f"{request} gave no answer in {timeout_s:g} s") from error
         except httpx.TransportError as error:
-            problem = connect_problem(error)
-            if problem is not None:
-                raise RouterUnreachable(f"{request}: nothing answers there: {problem}") from error
-            if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-                raise UpstreamTimeout(f"{request} gave no answer in {timeout_s:g} s") from error
-            raise UpstreamError(f"{request}: the connection was lost ({error})") from error
+            raise error_of(request, error) from error
 
     def _decoded(self, decode: Callable[[bytes], _T], body: bytes, path: str) -> _T:
         try:

@@ -6,7 +6,6 @@ itself. slime lets it end the run.
 
 import asyncio
 from pathlib import Path
-from typing import Final
 
 from ..errors import ConfigError, EspalierError, RolloutError
 from .batch_metrics import batch_metrics
@@ -14,7 +13,7 @@ from .config import RolloutConfig
 from .data_source import RolloutDataSource
 from .eval_sets import EvalSet, eval_sets
 from .filters import flattened
-from .generate import generate_and_rm_group
+from .groups import generate_and_rm_group
 from .metrics import Metrics, eval_metrics
 from .outputs import RolloutFnEvalOutput
 from .plugins import Plugins
@@ -22,10 +21,8 @@ from .problems import RouterUnavailable, reason_of
 from .progress import current_observer
 from .records import encode_group
 from .rewards import rewards
-from .sample import Sample, Status
+from .sample import FINISHED, Sample, Status
 from .state import rollout_state
-
-_GRADED: Final = (Status.COMPLETED, Status.TRUNCATED)
 
 
 async def eval_rollout(args: RolloutConfig, rollout_id: int) -> RolloutFnEvalOutput:
@@ -135,4 +132,4 @@ def dump_samples(path: Path, groups: list[list[Sample]], rollout_id: int) -> Non
 
 
 def _is_graded(sample: Sample) -> bool:
-    return sample.status in _GRADED and sample.reward is not None
+    return sample.status in FINISHED and sample.reward is not None

@@ -15,12 +15,10 @@ from typing import Final, Protocol, runtime_checkable
 
 from ..errors import ConfigError
 from .config import RolloutConfig
-from .sample import Sample, Status
+from .sample import FINISHED, Sample, Status
 
 START_ROLLOUT_ID: Final = "start_rollout_id"
 """Metadata key of a sample that took more than one rollout: the first of them. The name is slime's."""
-
-_FINISHED: Final = (Status.COMPLETED, Status.TRUNCATED)
 
 
 @runtime_checkable
@@ -84,5 +82,5 @@ def _goes_on(args: RolloutConfig, group: Sequence[Sample]) -> bool:
         return False
     return args.partial_rollout or (
         args.keep_surplus_groups
-        and all(sample.status in _FINISHED and sample.reward is not None for sample in group)
+        and all(sample.status in FINISHED and sample.reward is not None for sample in group)
     )

@@ -16,8 +16,9 @@ from .batch import Batch, Verdict
 from .config import RolloutConfig
 from .data_source import DataSource
 from .evaluation import eval_rollout
+from .event_loop import run_async
 from .filters import MetricGatherer
-from .generate import generate_and_rm_group
+from .groups import generate_and_rm_group
 from .leftovers import START_ROLLOUT_ID, check_takes_back, give_back, leftover_groups
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
@@ -67,9 +68,9 @@ def generate_rollout(
     that the settings need.
     """
     if evaluation:
-        return asyncio.run(eval_rollout(args, rollout_id))
+        return run_async(eval_rollout(args, rollout_id))
     check_takes_back(args, data_source)
-    output, leftover = asyncio.run(generate_rollout_async(args, rollout_id, data_source.get_samples))
+    output, leftover = run_async(generate_rollout_async(args, rollout_id, data_source.get_samples))
     give_back(data_source, leftover)
     return output
 

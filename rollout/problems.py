@@ -16,6 +16,8 @@ HttpError                  its own code         upstream_error, upstream_timeout
 A class is added when a person would do something else about it.
 """
 
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 from ..errors import HttpError, NoWorkerAvailable, RolloutError, UpstreamError
@@ -89,10 +91,12 @@ class RouterUnavailable(NoWorkerAvailable):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the words to record for `error`."""
+    """Return the words to record for `error`; of one that is not ours, also where it was raised."""
     if isinstance(error, HttpError | RolloutError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    places = [f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})" for frame in frames]
+    return f"{type(error).__name__}: {error}{''.join(places)}"
 
 
 def code_of(error: BaseException) -> str:

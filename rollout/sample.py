@@ -26,7 +26,13 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-STATUS_AT_FINISH: Final = {
+UNFINISHED: Final = (Status.PENDING, Status.ABORTED)
+"""There is more to sample."""
+
+FINISHED: Final = (Status.COMPLETED, Status.TRUNCATED)
+"""There is a response to grade."""
+
+STATUS_AT_FINISH = {
     FinishType.STOP: Status.COMPLETED,
     FinishType.LENGTH: Status.TRUNCATED,
     FinishType.ABORT: Status.ABORTED,

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
 
 from ..errors import ConfigError
 from .filters import flattened
-from .sample import RewardKey, Sample, Status
+from .sample import FINISHED, RewardKey, Sample
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     Array: TypeAlias = np.ndarray[Any, Any]
-
-_FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 
 A = TypeVar("A")
 """Arrays of numpy, or tensors of torch."""
@@ -172,7 +170,7 @@ def _rows(np: Any, groups: Groups, args: RewardKey, *, with_log_probs: bool) -> 
 
 def _row(np: Any, sample: Sample, args: RewardKey, group_id: int, *, with_log_probs: bool) -> _Row:
     sample.validate()
-    if sample.status not in _FINISHED and not sample.remove_sample:
+    if sample.status not in FINISHED and not sample.remove_sample:
         raise ValueError(f"is {sample.status}: only completed and truncated samples can be trained on")
     count = sample.response_length
     tokens = _whole_numbers(np, sample.tokens)

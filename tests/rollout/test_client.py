@@ -222,3 +222,9 @@ def test_the_weight_version_is_read_where_the_router_tells_it(fake: FakeRouter, 
     ]
     found = [ask(router_url, lambda client: client.weight_version()) for _ in range(3)]
     assert found == ["7", None, None]
+
+
+def test_a_prompt_of_several_megabytes_is_sent_whole(fake: FakeRouter, router_url: str) -> None:
+    payload = {**PAYLOAD, "image_data": ["base64 " * 500_000]}
+    assert ask(router_url, lambda client: client.generate(payload), request_timeout_s=60.0).text
+    assert fake.requests == [payload]

@@ -12,6 +12,7 @@ from espalier.rollout import (
     DynamicFilterOutput,
     RolloutConfig,
     RolloutDataSource,
+    RolloutDataSourceWithBuffer,
     RolloutFnEvalOutput,
     RolloutFnTrainOutput,
     Sample,
@@ -19,7 +20,7 @@ from espalier.rollout import (
 from espalier.rollout.command import run
 from espalier.rollout.fully_async import FullyAsyncRollout
 from tests.rollout.fake_router import FakeRouter, Generation, Json, Scripted
-from tests.rollout.test_leftovers import BufferedSource, asks_about, with_weights
+from tests.rollout.test_leftovers import asks_about, with_weights
 
 HERE = __name__
 MakeConfig = Callable[..., RolloutConfig]
@@ -140,7 +141,7 @@ def test_groups_that_a_weight_update_aborts_are_begun_again_or_gone_on_with(
 
     fake.generation = generation
     config = make_async(partial_rollout=partial, fully_async_max_groups=3)
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     output = taken(rollout, source, config)
     assert numbers(output) == [0, 1, 2]
     response = "Half \\boxed{4}" if partial else " \\boxed{4}"
@@ -152,7 +153,7 @@ def test_what_is_under_way_is_given_back_at_the_end(
 ) -> None:
     fake.holds = lambda payload: not any(asks_about(number)(payload) for number in range(3))
     config = make_async(partial_rollout=True, fully_async_max_groups=5)
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     taken(rollout, source, config)
     until(lambda: len(fake.requests) == (3 + 5) * 4)
     rollout.close()

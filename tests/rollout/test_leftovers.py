@@ -7,7 +7,7 @@ import pytest
 from espalier.errors import ConfigError
 from espalier.rollout import (
     RolloutConfig,
-    RolloutDataSource,
+    RolloutDataSourceWithBuffer,
     RolloutFnTrainOutput,
     Sample,
     Status,
@@ -19,21 +19,6 @@ from tests.rollout.fake_router import FakeRouter, Generation, Json, prompt_token
 
 HERE = __name__
 MakeConfig = Callable[..., RolloutConfig]
-
-
-class BufferedSource(RolloutDataSource):
-    """A data source with the simplest buffer there is."""
-
-    def __init__(self, args: RolloutConfig) -> None:
-        super().__init__(args)
-        self.buffer: list[list[Sample]] = []
-
-    def get_samples(self, num_samples: int) -> list[list[Sample]]:
-        found, self.buffer = self.buffer[:num_samples], self.buffer[num_samples:]
-        return found + super().get_samples(num_samples - len(found))
-
-    def add_samples(self, samples: list[list[Sample]]) -> None:
-        self.buffer += samples
 
 
 @pytest.fixture
@@ -74,7 +59,7 @@ def group_of(output: RolloutFnTrainOutput, number: int) -> list[Sample]:
 
 def cut_off_and_resumed(fake: FakeRouter, config: RolloutConfig) -> list[Sample]:
     """Cut the group of prompt 0 off in rollout 3, two tokens in; return it as rollout 4 finishes it."""
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     fake.holds = asks_about(0)
     fake.change_reply = with_weights("old")
     first = generate_rollout(config, 3, source)
@@ -128,7 +113,7 @@ def test_a_rollout_counts_what_it_gives_back_and_what_it_resumed(
     fake: FakeRouter, make_partial: MakeConfig
 ) -> None:
     config = make_partial()
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     fake.holds = asks_about(0)
     first = generate_rollout(config, 0, source)
     fake.holds = lambda _: False
@@ -146,7 +131,7 @@ def test_a_group_that_somebody_else_aborts_is_gone_on_with_later(
 ) -> None:
     fake.generation = lambda payload: Generation(["4"], "abort" if asks_about(1)(payload) else "stop")
     config = make_partial()
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     generate_rollout(config, 0, source)
     [group] = [group for group in source.buffer if group[0].group_index == 1]
     assert {sample.status for sample in group} == {Status.ABORTED}
@@ -156,7 +141,7 @@ def test_a_group_that_somebody_else_aborts_is_gone_on_with_later(
 def test_without_partial_rollouts_nothing_is_given_back(fake: FakeRouter, make_partial: MakeConfig) -> None:
     fake.holds = asks_about(0)
     config = make_partial(partial_rollout=False)
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     generate_rollout(config, 0, source)
     assert source.buffer == []
 
@@ -182,7 +167,7 @@ def test_complete_groups_beyond_the_batch_are_kept_on_request(make_partial: Make
         custom_generate_function_path=f"{HERE}:instant",
         custom_rm_path=f"{HERE}:instant_reward",
     )
-    source = BufferedSource(config)
+    source = RolloutDataSourceWithBuffer(config)
     calls.clear()
     batches = [generate_rollout(config, step, source).samples for step in range(3)]
     numbers = [[group[0].group_index for group in batch] for batch in batches]

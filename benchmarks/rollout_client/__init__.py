@@ -1,0 +1,1 @@
+"""How many samples a second one rollout client on one core turns replies into."""
