@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Console
 
 from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
+from .array_files import check_arrays_can_be_made, write_arrays
 from .batch_metrics import batch_metrics, speed_metrics, staleness_metrics
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
@@ -19,7 +20,7 @@ from .leftovers import check_takes_back
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
-from .plugins import Plugins, RolloutFn
+from .plugins import Plugins, RolloutFn, needs_router
 from .problems import Unsavable
 from .progress import observing
 from .records import encode_group
@@ -51,7 +52,8 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
         check_takes_back(config, data_source)
         loaded = data_source.load()
         rollout, evaluation = _checked_plugins(config, data_source)
-        asyncio.run(_check_router(config))
+        if needs_router(rollout):
+            asyncio.run(_check_router(config))
         with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
             status = _Run(
                 config=config,
@@ -179,7 +181,13 @@ class _Run:
                 GROUPS_KEPT: float(len(saved)),
                 GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
             }
+        metrics.setdefault(GROUPS_KEPT, float(len(saved)))
         self.writer.write(rollout_id, b"".join(lines), metrics, display.timeline)
+        if self.config.save_arrays:
+            try:
+                write_arrays(self.config.output_dir, rollout_id, saved, self.config)
+            except EspalierError as error:  # the samples are saved: arrays can be made of them later
+                display.on_notice(str(error))
         return metrics
 
 
@@ -197,14 +205,23 @@ def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:
 def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> tuple[RolloutFn, RolloutFn]:
     """Return the functions that make training samples and that evaluate, once all plug-ins are checked."""
     plugins = Plugins.resolve(config)
+    if config.save_arrays:
+        check_arrays_can_be_made()
+    if config.hf_checkpoint is not None:
+        load_tokenizer(config.hf_checkpoint)
+    if plugins.rollout is not None and not needs_router(plugins.rollout):
+        if config.eval_interval is not None:
+            raise ConfigError(
+                f"--eval-interval: there is nothing to evaluate with --rollout-function-path "
+                f"{config.rollout_function_path}, which samples nothing"
+            )
+        return plugins.rollout, plugins.rollout
     for name in data_source.reward_names():
         rewards.resolve(name)
     if config.custom_rm_path is None and config.rm_type is None and not data_source.reward_names():
         raise ConfigError(f"no reward is chosen: give --rm-type, one of {', '.join(rewards.names())}")
     if plugins.generate is None and plugins.rollout is None:  # else these may bring labels of their own
         _check_labels(config, data_source)
-    if config.hf_checkpoint is not None:
-        load_tokenizer(config.hf_checkpoint)
     if config.eval_interval is not None and config.eval_function_path is None:
         check_evaluation(config)
     return plugins.rollout or generate_rollout, plugins.evaluation or generate_rollout

@@ -58,6 +58,9 @@ class RolloutConfig:
     output_dir: Path = Path("rollout-output")
     """folder for samples.jsonl and metrics.jsonl"""
 
+    save_arrays: bool = False
+    """write the packed training arrays of each step, too: arrays/step_N.npz in the output folder"""
+
     overwrite: bool = False
     """replace the results of an earlier run in the output folder"""
 
