@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +29,7 @@ from .rewards import chosen_reward, label_check_of, rewards
 from .sample import Sample
 from .signals import ending_as_ctrl_c
 from .staleness import WeightHistory
+from .tensorboard import TensorBoardWriter
 from .tokenizer import load_tokenizer
 from .writer import RunWriter
 
@@ -54,7 +56,14 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
         rollout, evaluation = _checked_plugins(config, data_source)
         if needs_router(rollout):
             asyncio.run(_check_router(config))
-        with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
+        first_rollout_id = 0 if loaded is None else loaded + 1
+        with ExitStack() as open_files:
+            writer = open_files.enter_context(RunWriter(config.output_dir, overwrite=config.overwrite))
+            events: TensorBoardWriter | None = None
+            if config.use_tensorboard:
+                folder = config.output_dir / "tensorboard"
+                events = TensorBoardWriter(folder, first_rollout_id=first_rollout_id)
+                open_files.enter_context(events)
             status = _Run(
                 config=config,
                 rollout=rollout,
@@ -62,7 +71,8 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
                 data_source=data_source,
                 writer=writer,
                 console=console,
-                first_rollout_id=0 if loaded is None else loaded + 1,
+                first_rollout_id=first_rollout_id,
+                events=events,
             ).all_steps()
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
@@ -83,6 +93,7 @@ class _Run:
     writer: RunWriter
     console: Console
     first_rollout_id: int
+    events: TensorBoardWriter | None = None
     history: WeightHistory = field(default_factory=WeightHistory)
 
     def all_steps(self) -> int:
@@ -131,6 +142,7 @@ class _Run:
                 output = self.evaluation(self.config, rollout_id, self.data_source, evaluation=True)
             metrics = _numbers(_eval_metrics(output), display)
             self.writer.write(rollout_id, b"", metrics)
+            self._write_extras(rollout_id, [], metrics, display)
         except BaseException as error:  # noqa: BLE001  as above
             return self._end(error, f"{title} ended early; the step is saved")
         self.console.print(eval_table(title, metrics))
@@ -183,12 +195,20 @@ class _Run:
             }
         metrics.setdefault(GROUPS_KEPT, float(len(saved)))
         self.writer.write(rollout_id, b"".join(lines), metrics, display.timeline)
-        if self.config.save_arrays:
-            try:
-                write_arrays(self.config.output_dir, rollout_id, saved, self.config)
-            except EspalierError as error:  # the samples are saved: arrays can be made of them later
-                display.on_notice(str(error))
+        self._write_extras(rollout_id, saved, metrics, display)
         return metrics
+
+    def _write_extras(
+        self, rollout_id: int, saved: list[list[Sample]], metrics: Metrics, display: StepDisplay
+    ) -> None:
+        """Write what can be made of a saved step at any time; trouble with it is told, and ends nothing."""
+        try:
+            if self.events is not None:
+                self.events.write(rollout_id, metrics)
+            if self.config.save_arrays and saved:
+                write_arrays(self.config.output_dir, rollout_id, saved, self.config)
+        except EspalierError as error:
+            display.on_notice(str(error))
 
 
 def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:

@@ -61,6 +61,9 @@ class RolloutConfig:
     save_arrays: bool = False
     """write the packed training arrays of each step, too: arrays/step_N.npz in the output folder"""
 
+    use_tensorboard: bool = False
+    """write the metrics for TensorBoard, too: tensorboard/ in the output folder"""
+
     overwrite: bool = False
     """replace the results of an earlier run in the output folder"""
 
