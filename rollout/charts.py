@@ -82,7 +82,7 @@ def bar_chart(series: Mapping[str, Points], *, is_share: bool = False) -> str:
             for place, bar in bars.items()
         }
     count = max(bars) + 1
-    high = bounds(0.0, max(sum(bar.values()) for bar in bars.values()))[1]
+    high = 1.0 if is_share else bounds(0.0, max(sum(bar.values()) for bar in bars.values()))[1]
     x = (steps[0], steps[0] + count * per_bar)
     body = [_axes((steps[0], steps[-1]), (0.0, high), is_centred=True)]
     width = across(x[0] + per_bar, x) - across(x[0], x)

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, UpstreamError
+from ..errors import UpstreamError
 from ..sglang import GenerateReply
 from .client import RouterClient
 from .config import RolloutConfig
@@ -27,10 +27,10 @@ async def generate_streaming(
     """Do as `generate` does, over a stream.
 
     Where the stream breaks or its deadline passes after some tokens came, the sample keeps them and is
-    aborted: the next call resumes it from the ids that came. So prompts are sent as token ids, too.
+    aborted: the next call resumes it from the ids that came. Of a prompt that was sent as text, the router's
+    radix tree tells the ids, as for `generate`: it records streams, too, those that break off included.
 
-    Raises: as `generate`; BadReply also where the stream is malformed; ConfigError for a prompt of which only
-    the text is known.
+    Raises: as `generate`; BadReply also where the stream is malformed.
     """
     async with rollout_state(args) as state:
         ask = functools.partial(_streamed, requests=state.requests)
@@ -44,11 +44,6 @@ async def _streamed(
     *,
     requests: RequestLog,
 ) -> GenerateReply:
-    if "input_ids" not in payload:
-        raise ConfigError(
-            "the generate function 'streaming' needs --hf-checkpoint: it sends prompts as token ids, so that "
-            "a stream that breaks off can be resumed from what came of it"
-        )
     reply = StreamedReply()
     try:
         async for data in client.stream(payload, headers):
