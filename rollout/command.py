@@ -99,14 +99,17 @@ class _Run:
     def all_steps(self) -> int:
         """Run every step, and the evaluations between them; return the exit status.
 
-        A rollout function that has something to `close` is closed.
+        A rollout function that has something to `close` is closed, and what it gives back then is saved.
         """
+        close = getattr(self.rollout, "close", None)
         try:
-            return self._steps_and_evaluations()
+            status = self._steps_and_evaluations()
         finally:
-            close = getattr(self.rollout, "close", None)
             if callable(close):
                 close()
+        if not status and callable(close) and self.config.save is not None:
+            self.data_source.save(max(self.first_rollout_id, self.config.num_rollout) - 1)
+        return status
 
     def _steps_and_evaluations(self) -> int:
         interval = self.config.eval_interval
