@@ -2,28 +2,34 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Final
 
 from rich.console import Console
 
 from ..errors import ConfigError, DataError, EspalierError, HttpError, PluginError, RolloutError
+from .array_files import check_arrays_can_be_made, write_arrays
+from .batch_metrics import batch_metrics, speed_metrics, staleness_metrics
 from .client import RetryPolicy, RouterClient
 from .config import RolloutConfig
 from .data_source import RolloutDataSource, RolloutDataSourceWithBuffer
 from .display import StepDisplay, eval_table, step_table
 from .evaluation import check_evaluation
+from .filters import flattened
 from .leftovers import check_takes_back
 from .loop import generate_rollout
 from .metrics import FAILED_PREFIX, GROUPS_DROPPED, GROUPS_KEPT, Metrics, sample_metrics
 from .outputs import RolloutFnEvalOutput, RolloutFnTrainOutput
-from .plugins import Plugins, RolloutFn
+from .plugins import Plugins, RolloutFn, needs_router
 from .problems import Unsavable
 from .progress import observing
 from .records import encode_group
 from .rewards import chosen_reward, label_check_of, rewards
 from .sample import Sample
 from .signals import ending_as_ctrl_c
+from .staleness import WeightHistory
+from .tensorboard import TensorBoardWriter
 from .tokenizer import load_tokenizer
 from .writer import RunWriter
 
@@ -48,8 +54,16 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
         check_takes_back(config, data_source)
         loaded = data_source.load()
         rollout, evaluation = _checked_plugins(config, data_source)
-        asyncio.run(_check_router(config))
-        with RunWriter(config.output_dir, overwrite=config.overwrite) as writer:
+        if needs_router(rollout):
+            asyncio.run(_check_router(config))
+        first_rollout_id = 0 if loaded is None else loaded + 1
+        with ExitStack() as open_files:
+            writer = open_files.enter_context(RunWriter(config.output_dir, overwrite=config.overwrite))
+            events: TensorBoardWriter | None = None
+            if config.use_tensorboard:
+                folder = config.output_dir / "tensorboard"
+                events = TensorBoardWriter(folder, first_rollout_id=first_rollout_id)
+                open_files.enter_context(events)
             status = _Run(
                 config=config,
                 rollout=rollout,
@@ -57,7 +71,8 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
                 data_source=data_source,
                 writer=writer,
                 console=console,
-                first_rollout_id=0 if loaded is None else loaded + 1,
+                first_rollout_id=first_rollout_id,
+                events=events,
             ).all_steps()
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
@@ -78,18 +93,23 @@ class _Run:
     writer: RunWriter
     console: Console
     first_rollout_id: int
+    events: TensorBoardWriter | None = None
+    history: WeightHistory = field(default_factory=WeightHistory)
 
     def all_steps(self) -> int:
         """Run every step, and the evaluations between them; return the exit status.
 
-        A rollout function that has something to `close` is closed.
+        A rollout function that has something to `close` is closed, and what it gives back then is saved.
         """
+        close = getattr(self.rollout, "close", None)
         try:
-            return self._steps_and_evaluations()
+            status = self._steps_and_evaluations()
         finally:
-            close = getattr(self.rollout, "close", None)
             if callable(close):
                 close()
+        if not status and callable(close) and self.config.save is not None:
+            self.data_source.save(max(self.first_rollout_id, self.config.num_rollout) - 1)
+        return status
 
     def _steps_and_evaluations(self) -> int:
         interval = self.config.eval_interval
@@ -102,17 +122,17 @@ class _Run:
         return 0
 
     def _step(self, rollout_id: int) -> int:
-        config, writer = self.config, self.writer
+        config = self.config
         title = f"step {rollout_id + 1} of {config.num_rollout}"
         display = StepDisplay(self.console, title, config.groups_to_complete)
         try:
             with display, observing(display):
                 output = _train_output(self.rollout(config, rollout_id, self.data_source, evaluation=False))
-            metrics = _save(config, writer, rollout_id, output, display)
+            metrics = self._save(rollout_id, output, display)
             if config.save is not None:
                 self.data_source.save(rollout_id)
         except BaseException as error:  # noqa: BLE001  it is raised again where it is not for a person
-            saved = _saved_early(config, writer, rollout_id, display)
+            saved = self._saved_early(rollout_id, display)
             return self._end(error, f"{title} ended early; {saved} of its groups are saved")
         self.console.print(step_table(title, metrics))
         return 0
@@ -125,6 +145,7 @@ class _Run:
                 output = self.evaluation(self.config, rollout_id, self.data_source, evaluation=True)
             metrics = _numbers(_eval_metrics(output), display)
             self.writer.write(rollout_id, b"", metrics)
+            self._write_extras(rollout_id, [], metrics, display)
         except BaseException as error:  # noqa: BLE001  as above
             return self._end(error, f"{title} ended early; the step is saved")
         self.console.print(eval_table(title, metrics))
@@ -141,47 +162,56 @@ class _Run:
             return EXIT_FAILED
         raise error
 
-
-def _saved_early(config: RolloutConfig, writer: RunWriter, rollout_id: int, display: StepDisplay) -> int:
-    """Save what a step had when it ended early; return how many groups that is."""
-    if not display.kept:
-        return 0
-    output = RolloutFnTrainOutput(display.kept, {GROUPS_KEPT: len(display.kept)})
-    try:
-        metrics = _save(config, writer, rollout_id, output, display)
-    except EspalierError as error:
-        display.on_notice(str(error))
-        return 0
-    return int(metrics[GROUPS_KEPT] or 0)
-
-
-def _save(
-    config: RolloutConfig,
-    writer: RunWriter,
-    rollout_id: int,
-    output: RolloutFnTrainOutput,
-    display: StepDisplay,
-) -> Metrics:
-    """Write a step and return its metrics; groups that cannot be written are dropped, and told."""
-    lines: list[bytes] = []
-    saved: list[list[Sample]] = []
-    for group in sorted(output.samples, key=lambda group: group[0].index or 0 if group else 0):
+    def _saved_early(self, rollout_id: int, display: StepDisplay) -> int:
+        """Save what a step had when it ended early; return how many groups that is."""
+        if not display.kept:
+            return 0
+        output = RolloutFnTrainOutput(display.kept, {GROUPS_KEPT: len(display.kept)})
         try:
-            lines.append(encode_group(group, rollout_id))
-        except Unsavable as error:
-            display.on_group_dropped(group, error.code, str(error))
-        else:
-            saved.append(group)
-    metrics = _numbers(output.metrics or {}, display) | sample_metrics(config, saved)
-    unsavable = len(output.samples) - len(saved)
-    if unsavable:
-        metrics |= {
-            f"{FAILED_PREFIX}{Unsavable.code}": float(unsavable),
-            GROUPS_KEPT: float(len(saved)),
-            GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
-        }
-    writer.write(rollout_id, b"".join(lines), metrics)
-    return metrics
+            metrics = self._save(rollout_id, output, display)
+        except EspalierError as error:
+            display.on_notice(str(error))
+            return 0
+        return int(metrics[GROUPS_KEPT] or 0)
+
+    def _save(self, rollout_id: int, output: RolloutFnTrainOutput, display: StepDisplay) -> Metrics:
+        """Write a step and return its metrics; groups that cannot be written are dropped, and told."""
+        lines: list[bytes] = []
+        saved: list[list[Sample]] = []
+        for group in sorted(output.samples, key=lambda group: group[0].index or 0 if group else 0):
+            try:
+                lines.append(encode_group(group, rollout_id))
+            except Unsavable as error:
+                display.on_group_dropped(group, error.code, str(error))
+            else:
+                saved.append(group)
+        metrics = _numbers(output.metrics or {}, display)
+        metrics |= sample_metrics(self.config, saved) | batch_metrics(self.config, saved)
+        metrics |= speed_metrics(self.config, saved, metrics.get("perf/rollout_time") or 0.0)
+        metrics |= staleness_metrics(self.history, flattened(saved))
+        unsavable = len(output.samples) - len(saved)
+        if unsavable:
+            metrics |= {
+                f"{FAILED_PREFIX}{Unsavable.code}": float(unsavable),
+                GROUPS_KEPT: float(len(saved)),
+                GROUPS_DROPPED: (metrics.get(GROUPS_DROPPED) or 0.0) + unsavable,
+            }
+        metrics.setdefault(GROUPS_KEPT, float(len(saved)))
+        self.writer.write(rollout_id, b"".join(lines), metrics, display.timeline)
+        self._write_extras(rollout_id, saved, metrics, display)
+        return metrics
+
+    def _write_extras(
+        self, rollout_id: int, saved: list[list[Sample]], metrics: Metrics, display: StepDisplay
+    ) -> None:
+        """Write what can be made of a saved step at any time; trouble with it is told, and ends nothing."""
+        try:
+            if self.events is not None:
+                self.events.write(rollout_id, metrics)
+            if self.config.save_arrays and saved:
+                write_arrays(self.config.output_dir, rollout_id, saved, self.config)
+        except EspalierError as error:
+            display.on_notice(str(error))
 
 
 def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:
@@ -198,14 +228,23 @@ def _numbers(metrics: Mapping[str, object], display: StepDisplay) -> Metrics:
 def _checked_plugins(config: RolloutConfig, data_source: RolloutDataSource) -> tuple[RolloutFn, RolloutFn]:
     """Return the functions that make training samples and that evaluate, once all plug-ins are checked."""
     plugins = Plugins.resolve(config)
+    if config.save_arrays:
+        check_arrays_can_be_made()
+    if config.hf_checkpoint is not None:
+        load_tokenizer(config.hf_checkpoint)
+    if plugins.rollout is not None and not needs_router(plugins.rollout):
+        if config.eval_interval is not None:
+            raise ConfigError(
+                f"--eval-interval: there is nothing to evaluate with --rollout-function-path "
+                f"{config.rollout_function_path}, which samples nothing"
+            )
+        return plugins.rollout, plugins.rollout
     for name in data_source.reward_names():
         rewards.resolve(name)
     if config.custom_rm_path is None and config.rm_type is None and not data_source.reward_names():
         raise ConfigError(f"no reward is chosen: give --rm-type, one of {', '.join(rewards.names())}")
     if plugins.generate is None and plugins.rollout is None:  # else these may bring labels of their own
         _check_labels(config, data_source)
-    if config.hf_checkpoint is not None:
-        load_tokenizer(config.hf_checkpoint)
     if config.eval_interval is not None and config.eval_function_path is None:
         check_evaluation(config)
     return plugins.rollout or generate_rollout, plugins.evaluation or generate_rollout

@@ -67,6 +67,12 @@ class RolloutConfig:
     output_dir: Path = Path("rollout-output")
     """folder for samples.jsonl and metrics.jsonl"""
 
+    save_arrays: bool = False
+    """write the packed training arrays of each step, too: arrays/step_N.npz in the output folder"""
+
+    use_tensorboard: bool = False
+    """write the metrics for TensorBoard, too: tensorboard/ in the output folder"""
+
     overwrite: bool = False
     """replace the results of an earlier run in the output folder"""
 
@@ -127,6 +133,9 @@ class RolloutConfig:
 
     reward_key: str | None = None
     """for rewards that return an object: the key of the number to train on"""
+
+    log_reward_category: str | None = None
+    """for rewards that return an object: a key whose values are counted, as rollout/error_cat/VALUE"""
 
     rm_url: str | None = None
     """for the reward remote: URL of a grader that takes {prompt, response, label} and answers the reward;
@@ -193,6 +202,9 @@ class RolloutConfig:
 
     max_dropped_groups: int = 256
     """give up when this many groups in a row were dropped"""
+
+    rollout_num_gpus: int | None = None
+    """GPUs that the workers have together; with it, tokens a second are told per GPU, too"""
 
     sglang_server_concurrency: int = 512
     """samples generated at a time"""
@@ -277,6 +289,7 @@ class RolloutConfig:
             "tool_max_turns",
             "tool_max_observation_tokens",
             "max_dropped_groups",
+            "rollout_num_gpus",
             "sglang_server_concurrency",
             "code_rm_memory_mb",
             "n_samples_per_eval_prompt",

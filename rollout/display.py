@@ -13,6 +13,7 @@ from rich.table import Table
 from .metrics import GROUPS_KEPT, Metrics, drops_by_reason
 from .progress import RolloutObserver
 from .sample import Sample
+from .timeline import Timeline
 
 
 class StepDisplay:
@@ -29,6 +30,7 @@ class StepDisplay:
         """`target` is the number of groups in a batch; `clock` tells seconds."""
         self.kept: list[list[Sample]] = []
         self.dropped: dict[str, int] = {}
+        self.timeline: Timeline | None = None
         self._console = console
         self._title = title
         self._target = target
@@ -75,6 +77,10 @@ class StepDisplay:
     def on_tokens(self, count: int) -> None:
         """Count sampled tokens."""
         self._tokens += count
+
+    def on_timeline(self, timeline: Timeline) -> None:
+        """Keep it."""
+        self.timeline = timeline
 
     def on_notice(self, text: str) -> None:
         """Show a sentence above the bar."""

@@ -34,6 +34,9 @@ class EvalDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     label_key: str | None = None
     metadata_key: str | None = None
     multimodal_keys: dict[str, str] | None = None
+    tool_key: str | None = None
+    apply_chat_template: bool | None = None
+    apply_chat_template_kwargs: dict[str, Any] | None = None
     n_samples_per_eval_prompt: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -119,7 +122,17 @@ def _read(path: Path) -> _Section:
     except OSError as error:
         raise ConfigError(f"--eval-config {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--eval-config {path}: {' '.join(str(error).split())}") from None
+        complaint = " ".join(str(error).split())
+        if "unknown field" in complaint:
+            complaint += f"; known are {', '.join(_known_keys(complaint))}"
+        raise ConfigError(f"--eval-config {path}: {complaint}") from None
+
+
+def _known_keys(complaint: str) -> list[str]:
+    """Return the keys of the part of the file that msgspec's `complaint` names."""
+    if "datasets[" in complaint:
+        return sorted(EvalDataset.__struct_fields__)
+    return sorted((EvalDefaults if "defaults" in complaint else _Section).__struct_fields__)
 
 
 def _over(defaults: EvalDefaults, dataset: EvalDataset) -> EvalDataset:
@@ -138,6 +151,8 @@ def _eval_set(args: RolloutConfig, dataset: EvalDataset) -> EvalSet:
         raise ConfigError(
             f"evaluation set {own.name!r} needs an rm_type of its own: --group-rm is for training"
         )
+    variables = own.apply_chat_template_kwargs
+    template_variables = None if variables is None else msgspec.json.encode(variables).decode()
     stop_token_ids = None if own.stop_token_ids is None else tuple(map(str, own.stop_token_ids))
     try:
         settings = dataclasses.replace(
@@ -150,6 +165,11 @@ def _eval_set(args: RolloutConfig, dataset: EvalDataset) -> EvalSet:
                 args.multimodal_keys
                 if own.multimodal_keys is None
                 else msgspec.json.encode(own.multimodal_keys).decode()
+            ),
+            tool_key=_first(own.tool_key, args.tool_key),
+            apply_chat_template=_first(own.apply_chat_template, args.apply_chat_template),
+            apply_chat_template_kwargs=(
+                args.apply_chat_template_kwargs if template_variables is None else template_variables
             ),
             rollout_shuffle=False,
             partial_rollout=False,

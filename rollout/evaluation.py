@@ -8,6 +8,7 @@ import asyncio
 from pathlib import Path
 
 from ..errors import ConfigError, EspalierError, RolloutError
+from .batch_metrics import batch_metrics
 from .config import RolloutConfig
 from .data_source import RolloutDataSource
 from .eval_sets import EvalSet, eval_sets
@@ -50,6 +51,10 @@ async def eval_rollout(args: RolloutConfig, rollout_id: int) -> RolloutFnEvalOut
         }
         missing = sum(len(group) for group in groups) - len(samples)
         metrics |= eval_metrics(each.args, each.name, graded, missing=missing)
+        metrics |= {
+            f"eval/{each.name}/{name.removeprefix('rollout/')}": value
+            for name, value in batch_metrics(each.args, graded).items()
+        }
         if args.eval_dump:
             dump_samples(args.output_dir / "eval" / f"{rollout_id}-{each.name}.jsonl", groups, rollout_id)
     output.metrics = metrics

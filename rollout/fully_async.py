@@ -28,6 +28,7 @@ from .producer import Group, Producer, Taken
 from .progress import current_observer
 from .selection import mark_and_show
 from .state import rollout_state
+from .timeline import request_metrics
 
 POLL_S: Final = 0.2
 """Time between looks at a thread that waits for the producer, so that Ctrl-C gets through."""
@@ -161,6 +162,7 @@ def _check(args: RolloutConfig, data_source: DataSource) -> None:
 
 def _tell(taken: Taken) -> None:
     observer = current_observer()
+    observer.on_timeline(taken.timeline)
     for group in taken.groups:
         observer.on_group_kept(group)
         observer.on_tokens(sum(sample.effective_response_length for sample in group))
@@ -181,6 +183,7 @@ def _metrics(taken: Taken, waited_s: float) -> Metrics:
         "rollout/groups_waiting": float(taken.waiting),
         "rollout/staleness/mean": sum(taken.ages) / len(taken.ages),
         "rollout/staleness/max": float(max(taken.ages)),
+        **request_metrics(taken.timeline),
         "perf/rollout_time": waited_s,
     }
 

@@ -15,7 +15,7 @@ from .problems import BadReply, TokensDiffer
 from .questions import question_of
 from .routed_experts import routed_experts_of
 from .sample import UNFINISHED, Sample, Status
-from .state import rollout_state
+from .state import RolloutState, rollout_state
 
 _HALF_A_CHARACTER: Final = "\ufffd"
 """What stands in a text for tokens that end within a character."""
@@ -63,7 +63,7 @@ async def generate_by(
             payload["return_routed_experts"] = True
         headers = {"x-smg-routing-key": sample.session_id} if sample.session_id else None
         with state.running_request() as rid:
-            reply = await ask(state.client, payload | {"rid": rid}, headers)
+            reply = await _timed(state, rid, ask(state.client, payload | {"rid": rid}, headers))
             tokens, log_probs = sampled(reply)
             if known:
                 question.check_read(reply)
@@ -81,6 +81,17 @@ async def generate_by(
                 skip_special_tokens=args.rollout_skip_special_tokens,
             )
     return sample
+
+
+async def _timed(state: RolloutState, rid: str, asked: Awaitable[GenerateReply]) -> GenerateReply:
+    """Wait for the reply, and log when the request began and ended, however it does."""
+    reply = None
+    state.requests.begin(rid)
+    try:
+        reply = await asked
+    finally:
+        state.requests.end(rid, reply.meta_info if reply is not None else None)
+    return reply
 
 
 def sampled(reply: GenerateReply) -> tuple[list[int], list[float]]:

@@ -29,6 +29,7 @@ from .sample import Sample
 from .selection import chosen_groups, mark_and_show
 from .state import RolloutState, rollout_state
 from .stopping import abort
+from .timeline import request_metrics
 from .verdicts import ABORTED, verdict_of
 
 _log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ async def generate_rollout_async(
         finally:
             cut_off = await abort(args, rollout_id)
             run.batch.close()
+            timeline = state.requests.take()
+            run.observer.on_timeline(timeline)
         groups = chosen_groups(args, state.plugins, run.batch.kept)
         leftover = leftover_groups(
             args, rollout_id, cut_off=[*run.interrupted, *cut_off], surplus=run.batch.surplus
@@ -111,6 +114,7 @@ async def generate_rollout_async(
             "rollout/groups_given_back": float(len(leftover)),
             "rollout/resumed_samples": float(_resumed(groups)),
             "rollout/tree_hit_rate": _hit_rate(tree_before, await _tree_stats(state)),
+            **request_metrics(timeline),
             "perf/rollout_time": time.monotonic() - began_s,
             "perf/abort_time": time.monotonic() - began_s - full_s,
             "perf/tokens_per_sec": run.sampled_tokens / full_s if full_s > 0 else None,
@@ -129,7 +133,7 @@ class _Run:
         self.interrupted: list[list[Sample]] = []
         """groups that somebody else aborted, as they were submitted"""
         self.sampled_tokens = 0
-        self._observer: RolloutObserver = current_observer()
+        self.observer: RolloutObserver = current_observer()
         self._gatherer = MetricGatherer()
         self._tokens_before: dict[int, int] = {}
         self._decided: list[tuple[int, list[Sample]]] = []
@@ -186,13 +190,13 @@ class _Run:
         before = self._tokens_before.pop(position)
         tokens = max(sum(sample.effective_response_length for sample in verdict.samples) - before, 0)
         self.sampled_tokens += tokens
-        self._observer.on_tokens(tokens)
+        self.observer.on_tokens(tokens)
 
     def _tell(self, verdict: Verdict) -> None:
         if verdict.drop_reason is None:
-            self._observer.on_group_kept(verdict.samples)
+            self.observer.on_group_kept(verdict.samples)
             return
-        self._observer.on_group_dropped(verdict.samples, verdict.drop_reason, verdict.problem)
+        self.observer.on_group_dropped(verdict.samples, verdict.drop_reason, verdict.problem)
         if verdict.by_filter:
             self._gatherer.on_dynamic_filter_drop(verdict.drop_reason)
 

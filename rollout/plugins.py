@@ -5,7 +5,7 @@ A plug-in is named by a registered name, `package.module:function` or `package.m
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ..registry import Registry
 from .config import RolloutConfig
@@ -23,6 +23,8 @@ GenerateFn: TypeAlias = Callable[[RolloutConfig, Sample, dict[str, Any]], Awaita
 
 RolloutFn: TypeAlias = Callable[..., RolloutFnTrainOutput | RolloutFnEvalOutput]
 """`f(args, rollout_id, data_source, evaluation=False)`."""
+
+_Rollout = TypeVar("_Rollout", bound=RolloutFn)
 
 
 SampleFilter: TypeAlias = Callable[[RolloutConfig, list[list[Sample]]], None]
@@ -61,6 +63,20 @@ all_samples_processes: Registry[AllSamplesProcess] = Registry(
     "rollout all-samples process", expects=_all_samples_process
 )
 """What looks at every group of a rollout, kept or not."""
+
+
+_NEEDS_ROUTER: Final = "needs_router"
+
+
+def without_router(rollout: _Rollout) -> _Rollout:
+    """Mark a rollout function that samples nothing: it is run without a router and without a reward."""
+    setattr(rollout, _NEEDS_ROUTER, False)
+    return rollout
+
+
+def needs_router(rollout: RolloutFn) -> bool:
+    """Tell whether `rollout` samples from workers and grades what they say, as most do."""
+    return bool(getattr(rollout, _NEEDS_ROUTER, True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from .sample import Sample
 from .staleness import WeightHistory
 from .state import GroupTask, RolloutState
 from .stopping import abort
+from .timeline import Timeline
 from .verdicts import ABORTED, verdict_of
 
 Group: TypeAlias = list[Sample]
@@ -51,6 +52,7 @@ class Taken:
     ages: list[int] = field(default_factory=list)
     stale: int = 0
     waiting: int = 0
+    timeline: Timeline = field(default_factory=lambda: Timeline(requests=[]))
 
 
 class Producer:
@@ -101,6 +103,7 @@ class Producer:
             taken.groups = [ready.samples for ready in oldest]
             taken.ages = [self._history.age_of(group) for group in taken.groups]
             taken.waiting = len(self._ready)
+            taken.timeline = self._state.requests.take()
             self._has_room.set()
         return taken
 

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from .sample import Sample
+from .timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ class RolloutObserver(Protocol):
 
     def on_tokens(self, count: int) -> None:
         """Hear that so many more response tokens were sampled."""
+        ...
+
+    def on_timeline(self, timeline: Timeline) -> None:
+        """Hear when the requests began and ended that ended since the last call."""
         ...
 
     def on_notice(self, text: str) -> None:
@@ -50,6 +55,9 @@ class LoggingObserver:
             _log.warning("event=group_dropped reason=%s problem=%r", reason, problem)
 
     def on_tokens(self, count: int) -> None:
+        """Do nothing."""
+
+    def on_timeline(self, timeline: Timeline) -> None:
         """Do nothing."""
 
     def on_notice(self, text: str) -> None:

@@ -9,13 +9,40 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import ConfigError, DataError
-from .charts import Points, bar_chart, line_chart, number
+from .batch_metrics import ERROR_CATEGORY_PREFIX, OLDEST_AGE, STALENESS_PREFIX, ZERO_STD_PREFIX, age_name
+from .charts import NOTHING_MEASURED, Points, bar_chart, line_chart, number
 from .metrics import DROP_PREFIX, FAILED_PREFIX, GROUPS_KEPT
+from .timeline import Timeline, decode_timeline
+from .timeline_chart import timeline_chart
 
 MAX_METRICS_BYTES: Final = 256 << 20
 """A larger file is not that of a run: a step takes about a kilobyte."""
 
+MAX_TIMELINE_BYTES: Final = 4 << 20
+"""Longest line of `requests.jsonl`: a step's requests, of which no more than 20,000 are written down."""
+
 _LENGTHS: Final = "rollout/response_len/"
+
+_TIMES: Final = {
+    "whole step": "perf/rollout_time",
+    "ending what was left": "perf/abort_time",
+    "request, mean": "perf/request/e2e_latency/mean",
+    "request, max": "perf/request/e2e_latency/max",
+    "waiting for its turn, mean": "perf/request/queue_time/mean",
+    "outside of generation, mean": "perf/non_generation_time/mean",
+}
+
+_SHARES: Final = {"truncated": "rollout/truncated_ratio", "repetitive": "rollout/repetition_frac"}
+
+_HITS: Final = {
+    "to the workers' prefix caches": "rollout/prefix_cache_hit_rate",
+    "to the router's tree": "rollout/tree_hit_rate",
+}
+
+_SPECULATION: Final = {
+    "drafts accepted, share": "rollout/spec_accept_rate",
+    "tokens a verification": "rollout/spec_accept_length",
+}
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #6a737d; --line: #e3e6ea;
@@ -56,7 +83,8 @@ def run(settings: ReportSettings) -> int:
     """
     metrics = settings.run if settings.run.is_file() else settings.run / "metrics.jsonl"
     output = settings.output or metrics.with_name("report.html")
-    page = report_page(settings.run.resolve().name, read_steps(metrics))
+    timeline = read_last_timeline(metrics.with_name("requests.jsonl"))
+    page = report_page(settings.run.resolve().name, read_steps(metrics), timeline)
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -90,8 +118,28 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def report_page(title: str, steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page of a run: reward, length, groups by what became of them, and tokens a second."""
+def read_last_timeline(path: Path) -> Timeline | None:
+    """Return when the requests of the last step ran; None where nobody wrote it down.
+
+    Raises: DataError naming the file where it is no such file.
+    """
+    last = b""
+    try:
+        with path.open("rb") as lines:
+            while line := lines.readline(MAX_TIMELINE_BYTES):
+                last = line
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    try:
+        return decode_timeline(last) if last else None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, last line: {error}") from None
+
+
+def report_page(title: str, steps: Sequence[Mapping[str, Any]], timeline: Timeline | None = None) -> str:
+    """Return the page of a run: how it went from step to step, and the `timeline` of its last one."""
     names = list(dict.fromkeys(name for step in steps for name in step))
     evaluated = [name for name in names if name.startswith("eval/") and "/" not in name[5:]]
     rewards = {"mean reward": "rollout/reward/mean"}
@@ -103,12 +151,26 @@ def report_page(title: str, steps: Sequence[Mapping[str, Any]]) -> str:
         for name in names
         if name.startswith(prefix)
     }
+    ages = {
+        f"{age} behind" if age < OLDEST_AGE else f"{age} or more behind": f"{STALENESS_PREFIX}{age_name(age)}"
+        for age in range(OLDEST_AGE + 1)
+    }
     charts = {
         "Reward": line_chart(_series(steps, rewards)),
         "Response length, in tokens": line_chart(_series(steps, lengths)),
         "Groups, kept and dropped by reason": bar_chart(_series(steps, fates)),
         "Sampled tokens a second": line_chart(_series(steps, {"tokens/s": "perf/tokens_per_sec"})),
     }
+    more = {
+        "Seconds a step, and a request at the worker": line_chart(_series(steps, _TIMES)),
+        "Weight versions behind, share of tokens": bar_chart(_series(steps, ages), is_share=True),
+        "Shares of samples": line_chart(_series(steps, _SHARES | _named(names, ERROR_CATEGORY_PREFIX))),
+        "Shares of prompt tokens that were known": line_chart(_series(steps, _HITS)),
+        "Groups with equal rewards, by reward": bar_chart(_series(steps, _named(names, ZERO_STD_PREFIX))),
+        "Speculative decoding": line_chart(_series(steps, _SPECULATION)),
+        "Requests of the last step": NOTHING_MEASURED if timeline is None else timeline_chart(timeline),
+    }
+    charts |= {name: chart for name, chart in more.items() if chart != NOTHING_MEASURED}
     sections = "".join(f"<section><h2>{escape(name)}</h2>{chart}</section>" for name, chart in charts.items())
     ids = {step["rollout_id"] for step in steps}
     count = len(ids)
@@ -133,6 +195,11 @@ def _series(steps: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dic
         for shown, name in names.items()
     }
     return {shown: points for shown, points in found.items() if points}
+
+
+def _named(names: Sequence[str], prefix: str) -> dict[str, str]:
+    """Return the metrics that begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
 
 
 def _table(step: Mapping[str, Any]) -> str:

@@ -32,11 +32,12 @@ UNFINISHED: Final = (Status.PENDING, Status.ABORTED)
 FINISHED: Final = (Status.COMPLETED, Status.TRUNCATED)
 """There is a response to grade."""
 
-_STATUS_AT_FINISH = {
+STATUS_AT_FINISH = {
     FinishType.STOP: Status.COMPLETED,
     FinishType.LENGTH: Status.TRUNCATED,
     FinishType.ABORT: Status.ABORTED,
 }
+"""What a generation's end makes of its sample."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -344,7 +345,7 @@ def _meta_info(meta: MetaInfo | Mapping[str, Any]) -> MetaInfo:
 def _status_at(reason: FinishReason | None) -> Status | None:
     if reason is None:
         return None
-    if reason.type not in _STATUS_AT_FINISH:
-        known = ", ".join(_STATUS_AT_FINISH)
+    if reason.type not in STATUS_AT_FINISH:
+        known = ", ".join(STATUS_AT_FINISH)
         raise ValueError(f"unknown finish reason {reason.type!r}: known are {known}")
-    return _STATUS_AT_FINISH[FinishType(reason.type)]
+    return STATUS_AT_FINISH[FinishType(reason.type)]

@@ -9,7 +9,7 @@ from .data_source import DataSource
 from .dataset import TOOLS_IN_METADATA
 from .loss_mask import MultiTurnLossMaskGenerator
 from .outputs import RolloutFnTrainOutput
-from .plugins import rollout_functions
+from .plugins import rollout_functions, without_router
 from .sample import Sample, Status
 from .tokenizer import load_tokenizer
 
@@ -46,7 +46,7 @@ def sft_rollout(
     return RolloutFnTrainOutput(samples=groups)
 
 
-rollout_functions.register("sft")(sft_rollout)
+rollout_functions.register("sft")(without_router(sft_rollout))
 
 
 def _take_conversation(generator: MultiTurnLossMaskGenerator, sample: Sample) -> None:

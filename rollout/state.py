@@ -17,6 +17,7 @@ from .outage import Outages
 from .plugins import Plugins
 from .progress import current_observer
 from .sample import Sample
+from .timeline import RequestLog
 from .tokenizer import PromptTokenizer, load_tokenizer
 
 GroupTask: TypeAlias = asyncio.Task[list[Sample | list[Sample]]]
@@ -45,6 +46,7 @@ class RolloutState:
         self.sampling_params: dict[str, Any] = args.sampling_params()
         self.pendings: dict[GroupTask, tuple[int, list[Sample]]] = {}
         self.aborted = False
+        self.requests = RequestLog()
         self._running_rids: set[str] = set()
 
     @contextlib.contextmanager

@@ -41,6 +41,7 @@ async def abort(args: RolloutConfig, rollout_id: int) -> list[list[Sample]]:
         state.aborted = True
         running = dict(state.pendings)
         if running:
+            state.requests.note_abort()
             _log.debug("event=rollout_abort rollout_id=%d groups=%d", rollout_id, len(running))
         grace_s = ABORT_GRACE_S + ABORT_COST_S * len(state.running_rids)
         with contextlib.suppress(TimeoutError):

@@ -1,4 +1,6 @@
-"""What a run leaves on disk: `samples.jsonl`, one sample a line, and `metrics.jsonl`, one step a line.
+"""What a run leaves on disk: a line of `samples.jsonl` a sample, of the other files a step.
+
+`metrics.jsonl` holds a step's metrics, `requests.jsonl` when its requests began and ended.
 
 Invariant: the samples of a step are there if and only if its line of metrics is, and the results of an
 earlier run are there until this one has some. The files begin as `*.partial` and take their names with the
@@ -14,6 +16,7 @@ import msgspec
 
 from ..errors import ConfigError, EspalierError
 from .metrics import Metrics
+from .timeline import Timeline, encode_timeline
 
 
 class RunWriter:
@@ -26,12 +29,13 @@ class RunWriter:
         """
         self.samples_path = folder / "samples.jsonl"
         self.metrics_path = folder / "metrics.jsonl"
+        self.requests_path = folder / "requests.jsonl"
         self.is_published = False
         """a step of this run is in the files"""
         self._files: dict[Path, IO[bytes]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.samples_path, self.metrics_path):
+            for path in (self.samples_path, self.metrics_path, self.requests_path):
                 _check_target(folder, path, overwrite=overwrite)
                 self._files[path] = _partial(path).open("wb", buffering=0)
         except OSError as error:
@@ -41,8 +45,10 @@ class RunWriter:
             self._discard()
             raise
 
-    def write(self, rollout_id: int, lines: bytes, metrics: Metrics) -> None:
-        """Append a step: the encoded `lines` of its samples, and its metrics.
+    def write(
+        self, rollout_id: int, lines: bytes, metrics: Metrics, timeline: Timeline | None = None
+    ) -> None:
+        """Append a step: the encoded `lines` of its samples, its metrics, and when its requests ran.
 
         Raises: EspalierError where the disk is full or gone; the files are then as they were before.
         """
@@ -50,6 +56,8 @@ class RunWriter:
         sizes = {path: file.tell() for path, file in self._files.items()}
         try:
             _append(self._files[self.samples_path], lines)
+            if timeline is not None:
+                _append(self._files[self.requests_path], encode_timeline(rollout_id, timeline))
             _append(self._files[self.metrics_path], metrics_line)
             if not self.is_published:
                 for path in self._files:

@@ -263,3 +263,36 @@ def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample() -> None:
 def test_pass_at_k_of_what_cannot_be_is_refused(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError, match="pass@"):
         pass_at_k(n, c, k)
+
+
+def test_a_set_has_a_chat_template_and_tools_of_its_own(
+    make_config: MakeConfig, tmp_path: Path, dataset: Path
+) -> None:
+    path = tmp_path / "eval.yaml"
+    own = "apply_chat_template: true, apply_chat_template_kwargs: {thinking: false}, tool_key: abilities"
+    path.write_text(
+        f"eval: {{datasets: [{{name: own, path: {dataset}, {own}}}, {{name: b, path: {dataset}}}]}}"
+    )
+    config = make_config(eval_config=path, tool_key="usual", apply_chat_template_kwargs='{"a": 1}')
+    first, second = (each.args for each in eval_sets(config))
+    assert (first.apply_chat_template, second.apply_chat_template) == (True, False)
+    assert (first.tool_key, second.tool_key) == ("abilities", "usual")
+    assert json.loads(first.apply_chat_template_kwargs or "") == {"thinking": False}
+    assert second.apply_chat_template_kwargs == '{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("{datasets: [{name: a, path: b, temprature: 1}]}", "temperature, tool_key, top_k"),
+        ("{datasets: [], defaults: {name: a}}", "metadata_overrides, min_new_tokens"),
+        ("{datasets: [], default: {}}", "known are datasets, defaults"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_known_ones(
+    make_config: MakeConfig, tmp_path: Path, text: str, known: str
+) -> None:
+    path = tmp_path / "eval.yaml"
+    path.write_text(f"eval: {text}")
+    with pytest.raises(ConfigError, match=known):
+        eval_sets(make_config(eval_config=path))

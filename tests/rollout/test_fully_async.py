@@ -1,7 +1,9 @@
+import dataclasses
 import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +238,23 @@ def test_settings_out_of_range_are_told(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_async(**changes)
+
+
+def test_what_is_under_way_at_the_end_is_in_the_saved_state(make_async: MakeConfig, tmp_path: Path) -> None:
+    config = make_async(
+        rollout_function_path="fully_async",
+        fully_async_max_groups=6,
+        num_rollout=2,
+        partial_rollout=True,
+        keep_surplus_groups=True,
+        save=tmp_path / "state",
+    )
+    assert run(config, console=Console(file=io.StringIO())) == 0
+    again = RolloutDataSourceWithBuffer(dataclasses.replace(config, load=config.save))
+    assert again.load() == 1
+    trained = {
+        json.loads(line)["group_index"]
+        for line in (config.output_dir / "samples.jsonl").read_text().splitlines()
+    }
+    rest = {group[0].group_index for group in again.get_samples(6)}
+    assert trained | rest == set(range(len(trained) + 6))

@@ -21,6 +21,7 @@ from espalier.rollout import (
 from espalier.rollout.problems import RouterUnavailable
 from espalier.rollout.progress import observing
 from espalier.rollout.records import SampleRecord
+from espalier.rollout.timeline import Timeline
 from tests.rollout.fake_router import FakeRouter, Generation, Json, Scripted
 
 HERE = __name__
@@ -324,6 +325,8 @@ class Listener:
     def on_group_dropped(self, samples: list[Sample], reason: str, problem: str | None) -> None: ...
 
     def on_tokens(self, count: int) -> None: ...
+
+    def on_timeline(self, timeline: Timeline) -> None: ...
 
     def on_notice(self, text: str) -> None:
         self.notices.append(text)

@@ -11,9 +11,10 @@ import pytest
 from espalier.cli import main
 from espalier.errors import ConfigError, DataError
 from espalier.rollout import RolloutConfig
-from espalier.rollout.charts import MAX_BARS, bar_chart, line_chart, number
+from espalier.rollout.charts import MAX_BARS, MAX_DOTS, bar_chart, line_chart, number
 from espalier.rollout.command import run as roll_out
-from espalier.rollout.report import ReportSettings, read_steps, report_page, run
+from espalier.rollout.report import ReportSettings, read_last_timeline, read_steps, report_page, run
+from espalier.rollout.timeline import Timeline
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -103,6 +104,37 @@ def test_what_was_never_measured_is_said_so() -> None:
     assert page.words.count("Nothing was measured.") == 4
 
 
+def test_staleness_and_the_shares_of_samples_are_drawn_where_they_were_measured() -> None:
+    measured = {
+        "rollout/staleness/tokens_0_behind": 0.75,
+        "rollout/staleness/tokens_7_or_more_behind": 0.25,
+        "rollout/error_cat/format": 0.5,
+        "rollout/zero_std/count_1.0": 3.0,
+        "perf/request/e2e_latency/mean": 12.5,
+    }
+    page = Page(report_page("first", [{**step(0), **measured}], Timeline(requests=[])))
+    assert {
+        "0 behind, step 0: 0.75",
+        "7 or more behind, step 0: 0.25",
+        "format, step 0: 0.5",
+        "1.0, step 0: 3",
+        "request, mean, step 0: 12.5",
+    } <= set(page.hints)
+
+
+def test_shares_stay_shares_where_steps_share_a_bar() -> None:
+    chart = bar_chart({"old": [(number, 0.25) for number in range(1000)]}, is_share=True)
+    assert set(re.findall(r": ([\d.]+)</title>", chart)) == {"0.25"}
+
+
+def test_a_page_of_many_steps_stays_small() -> None:
+    ids = range(20_000)
+    chart = line_chart({"x": [(number, float(number % 7)) for number in ids]})
+    assert len(re.findall("<circle", chart)) <= MAX_DOTS + 1
+    assert f"step {ids[-1]}: " in chart
+    assert len(chart) < 100_000
+
+
 def test_a_stack_is_as_high_as_its_parts() -> None:
     svg = bar_chart({"kept": [(0, 4.0), (1, 4.0)], "dropped": [(0, 4.0)]})
     kept, dropped, alone = heights(svg)
@@ -149,6 +181,14 @@ def test_metrics_that_cannot_be_read_are_told_by_line(tmp_path: Path, content: b
         read_steps(path)
 
 
+def test_a_timeline_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    assert read_last_timeline(path) is None
+    path.write_bytes(b'{"rollout_id": 0, "requests": 3}\n')
+    with pytest.raises(DataError, match=r"requests\.jsonl, last line"):
+        read_last_timeline(path)
+
+
 def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(step(0)))
     with pytest.raises(ConfigError, match="--output"):
@@ -163,5 +203,6 @@ def test_the_command_reports_on_a_run(
     assert main(["report", str(config.output_dir)]) == 0
     page = config.output_dir / "report.html"
     assert f"report: {page}" in capsys.readouterr().out
+    assert "Requests of the last step" in page.read_text(encoding="utf-8")
     assert "tokens/s, step 1: " in "".join(Page(page.read_text(encoding="utf-8")).hints)
     assert main(["report", str(config.output_dir / "nowhere")]) == 2

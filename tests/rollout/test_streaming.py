@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from espalier.errors import ConfigError
 from espalier.rollout import RolloutConfig, Sample, Status, generate_and_rm
 from tests.rollout.fake_router import FakeRouter, Generation, Scripted, token_of
 from tests.rollout.test_events import event
@@ -61,13 +60,21 @@ def test_tokens_that_came_before_a_stream_broke_are_kept_and_resumed(
     assert sample.reward == 1.0
 
 
-def test_a_prompt_of_which_only_the_text_is_known_is_refused(
-    fake: FakeRouter, make_config: MakeConfig
-) -> None:
-    config = make_config(custom_generate_function_path="streaming")
-    with pytest.raises(ConfigError, match="'streaming' needs --hf-checkpoint"):
-        streamed(config, Sample(index=0, prompt="user question ?", label="4"))
-    assert fake.requests == []
+@pytest.mark.parametrize("incremental", [True, False])
+def test_of_a_text_prompt_the_router_tells_the_tokens_of_a_stream(tmp_path: Path, incremental: bool) -> None:
+    with fleet(**INSTANT, incremental_streaming_output=incremental) as (url, workers):
+        asked = {"prompt": "What is 74 * 3?", "add_special_tokens": False}
+        ids = workers[0].post("/tokenize", json=asked).raise_for_status().json()["tokens"]
+
+        def sample(**changes: str) -> Sample:
+            config = config_of(url, tmp_path, rollout_deterministic=True, rollout_temperature=0.0, **changes)
+            return streamed(config, Sample(index=3, prompt="What is 74 * 3?", label="222"))
+
+        plain, stream = sample(), sample(custom_generate_function_path="streaming")
+    assert stream.response_length > 1
+    assert stream.tokens[: -stream.response_length] == ids
+    assert (stream.tokens, stream.rollout_log_probs) == (plain.tokens, plain.rollout_log_probs)
+    assert (stream.response, stream.reward) == (plain.response, plain.reward)
 
 
 def test_a_stream_that_is_refused_is_told_and_a_busy_one_is_asked_for_again(

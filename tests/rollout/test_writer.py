@@ -8,6 +8,7 @@ from espalier.errors import ConfigError, EspalierError
 from espalier.rollout import Sample
 from espalier.rollout.problems import Unsavable
 from espalier.rollout.records import encode_group
+from espalier.rollout.timeline import Timeline
 from espalier.rollout.writer import RunWriter
 
 
@@ -22,10 +23,11 @@ def test_a_run_takes_the_place_of_an_earlier_one_with_its_first_step(tmp_path: P
         assert (tmp_path / "samples.jsonl").read_text() == "earlier\n"
         writer.write(0, b"one\n", {"a": 1.0})
         assert (tmp_path / "samples.jsonl").read_text() == "one\n"
-        writer.write(1, b"two\n", {"a": None})
+        writer.write(1, b"two\n", {"a": None}, Timeline(requests=[]))
     assert (tmp_path / "samples.jsonl").read_text() == "one\ntwo\n"
     assert rollout_ids(tmp_path / "metrics.jsonl") == [0, 1]
-    assert names(tmp_path) == ["metrics.jsonl", "samples.jsonl"]
+    assert rollout_ids(tmp_path / "requests.jsonl") == [1]
+    assert names(tmp_path) == ["metrics.jsonl", "requests.jsonl", "samples.jsonl"]
 
 
 def test_a_run_without_any_step_leaves_nothing(tmp_path: Path) -> None:
