@@ -330,6 +330,7 @@ class RolloutConfig:
         self._check_routing_replay()
         self._check_leftovers()
         self._check_fully_async()
+        self._check_tools()
         self.sampling_params()
 
     def _check_reward(self) -> None:
@@ -351,6 +352,12 @@ class RolloutConfig:
             )
         if staleness is not None and staleness < 0:
             raise ConfigError(f"--max-weight-staleness must be 0 or more, not {staleness}")
+
+    def _check_tools(self) -> None:
+        if self.custom_generate_function_path == "tool_calling":
+            for name in ("tools", "hf_checkpoint"):
+                if not getattr(self, name):
+                    raise ConfigError(f"--custom-generate-function-path tool_calling needs {_flag(name)}")
 
     def _check_leftovers(self) -> None:
         if self.mask_offpolicy_in_partial_rollout and not self.partial_rollout:

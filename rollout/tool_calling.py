@@ -259,4 +259,5 @@ def _prompt_text(sample: Sample, tools: Mapping[str, Tool], writer: ObservationW
 
 
 def _name_of(spec: Mapping[str, Any]) -> str:
-    return str((spec.get("function") or spec).get("name"))
+    function = spec.get("function")
+    return str((function if isinstance(function, Mapping) else spec).get("name"))

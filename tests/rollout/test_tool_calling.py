@@ -329,6 +329,17 @@ def test_only_the_tools_that_a_row_offers_can_be_called(
     [
         ({"tools": ()}, {}, "needs --tools"),
         ({"hf_checkpoint": None}, {}, "needs --hf-checkpoint"),
+        (
+            {"tools": (), "custom_generate_function_path": None},
+            {"generate_function_path": "tool_calling"},
+            "'tool_calling' needs --tools",
+        ),
+        (
+            {"hf_checkpoint": None, "custom_generate_function_path": None},
+            {"generate_function_path": "tool_calling"},
+            "'tool_calling' needs --hf-checkpoint",
+        ),
+        ({}, {"metadata": {"tools": [{"function": 3}]}}, "tool 'None', but --tools only look, count"),
         ({}, {"metadata": {"tools": [{"name": "fly"}]}}, "tool 'fly', but --tools only look, count"),
     ],
 )
