@@ -114,8 +114,13 @@ def _openai_entries(entries: list[Any]) -> Iterator[ToolCall | BadCall]:
 
 
 def _spoken(text: str) -> str:
-    """Return what comes after the thinking: a call that is only thought about is none."""
-    return text.rpartition(_THOUGHT_END)[2]
+    """Return what comes after the thinking: a call that is only thought about is none.
+
+    The thinking ends once; what looks like its end inside a call is part of that call.
+    """
+    thought, ends, spoken = text.partition(_THOUGHT_END)
+    is_in_call = thought.count(_BEGIN) > thought.count(_END)
+    return spoken if ends and not is_in_call else text
 
 
 def _read_call(body: str) -> ToolCall | BadCall:

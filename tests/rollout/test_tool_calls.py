@@ -61,6 +61,13 @@ def test_a_call_that_is_only_thought_about_is_none() -> None:
     assert openai_calls('<think>{"tool_calls": [1]}</think>It is Lyon.') == []
 
 
+def test_what_ends_a_thought_may_be_in_an_argument() -> None:
+    call = wrapped('{"name": "search", "arguments": {"query": "what is </think>?"}}')
+    told = [ToolCall(name="search", arguments={"query": "what is </think>?"})]
+    assert qwen_calls(call) == told
+    assert qwen_calls("<think>Hm.</think>" + call) == told
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
