@@ -1,7 +1,7 @@
 """The `espalier rollout` command: check everything, run the steps, save each one, say where it is."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,8 +29,8 @@ from .rewards import chosen_reward, label_check_of, rewards
 from .sample import Sample
 from .signals import ending_as_ctrl_c
 from .staleness import WeightHistory
-from .tensorboard import TensorBoardWriter
 from .tokenizer import load_tokenizer
+from .trackers import Tracker, trackers_of
 from .writer import RunWriter
 
 EXIT_FAILED: Final = 1
@@ -59,11 +59,7 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
         first_rollout_id = 0 if loaded is None else loaded + 1
         with ExitStack() as open_files:
             writer = open_files.enter_context(RunWriter(config.output_dir, overwrite=config.overwrite))
-            events: TensorBoardWriter | None = None
-            if config.use_tensorboard:
-                folder = config.output_dir / "tensorboard"
-                events = TensorBoardWriter(folder, first_rollout_id=first_rollout_id)
-                open_files.enter_context(events)
+            trackers = [open_files.enter_context(each) for each in trackers_of(config, first_rollout_id)]
             status = _Run(
                 config=config,
                 rollout=rollout,
@@ -72,7 +68,7 @@ def run(config: RolloutConfig, *, console: Console | None = None) -> int:
                 writer=writer,
                 console=console,
                 first_rollout_id=first_rollout_id,
-                events=events,
+                trackers=trackers,
             ).all_steps()
             if writer.is_published:
                 console.print(f"samples: {writer.samples_path}", highlight=False, soft_wrap=True)
@@ -93,7 +89,7 @@ class _Run:
     writer: RunWriter
     console: Console
     first_rollout_id: int
-    events: TensorBoardWriter | None = None
+    trackers: Sequence[Tracker] = ()
     history: WeightHistory = field(default_factory=WeightHistory)
 
     def all_steps(self) -> int:
@@ -206,8 +202,8 @@ class _Run:
     ) -> None:
         """Write what can be made of a saved step at any time; trouble with it is told, and ends nothing."""
         try:
-            if self.events is not None:
-                self.events.write(rollout_id, metrics)
+            for tracker in self.trackers:
+                tracker.write(rollout_id, metrics)
             if self.config.save_arrays and saved:
                 write_arrays(self.config.output_dir, rollout_id, saved, self.config)
         except EspalierError as error:

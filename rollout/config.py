@@ -73,6 +73,18 @@ class RolloutConfig:
     use_tensorboard: bool = False
     """write the metrics for TensorBoard, too: tensorboard/ in the output folder"""
 
+    use_wandb: bool = False
+    """write the metrics for Weights & Biases, too: wandb/ in the output folder"""
+
+    wandb_project: str = "espalier"
+    """project of the W&B run"""
+
+    wandb_group: str | None = None
+    """group of the W&B run"""
+
+    wandb_mode: str = "offline"
+    """offline, to be sent by `wandb sync`, or online"""
+
     overwrite: bool = False
     """replace the results of an earlier run in the output folder"""
 
@@ -212,6 +224,9 @@ class RolloutConfig:
     request_timeout_s: float = 600.0
     """seconds a sample's request may take, retries included"""
 
+    generate_timeout_s: float | None = None
+    """seconds a custom generate function may take for a sample, all turns together"""
+
     reward_timeout_s: float = 60.0
     """seconds a reward may take, from when it starts"""
 
@@ -301,10 +316,10 @@ class RolloutConfig:
                 raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"),
-            "tool_timeout_s",
+            *("tool_timeout_s", "generate_timeout_s"),
         ):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")
         if not (math.isfinite(self.rollout_temperature) and self.rollout_temperature >= 0):
             raise ConfigError(f"--rollout-temperature must be 0 or more, not {self.rollout_temperature}")

@@ -12,7 +12,7 @@ from .filters import flattened
 from .generate import generate
 from .leftovers import mask_earlier_tokens
 from .plugins import GenerateFn, generate_functions
-from .problems import PluginCancelled, RouterUnavailable, code_of, reason_of
+from .problems import GenerateTimeout, PluginCancelled, RouterUnavailable, code_of, reason_of
 from .rewards import async_rm, batched_async_rm
 from .sample import FINISHED, UNFINISHED, Sample, Status
 from .seeds import stable_seed
@@ -128,7 +128,15 @@ async def _generated(
 ) -> Sample | list[Sample]:
     takes_evaluation = "evaluation" in inspect.signature(function).parameters
     options = {"evaluation": evaluation} if takes_evaluation else {}
-    result: object = await function(args, sample, dict(sampling_params), **options)
+    try:
+        async with asyncio.timeout(args.generate_timeout_s) as deadline:
+            result: object = await function(args, sample, dict(sampling_params), **options)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise GenerateTimeout(
+            f"the generate function took longer than {args.generate_timeout_s:g} s"
+        ) from None
     if isinstance(result, Sample):
         return result
     if isinstance(result, list) and result and all(isinstance(item, Sample) for item in result):

@@ -5,6 +5,7 @@ RolloutError               generate_failed      whatever has no name of its own
 ├── BadReply               bad_reply            a reply lacks what it must have
 ├── TokensDiffer           token_mismatch       what was recorded, sent and sampled do not agree
 ├── NotRecorded            not_recorded         the radix tree holds the tokens no longer
+├── GenerateTimeout        generate_timeout     a generate function does not come to an end
 ├── BadImage               bad_image            a picture is missing, or is none
 ├── RewardFailed           reward_failed        a reward is missing or no number
 │   └── RewardTimeout      reward_timeout
@@ -50,6 +51,12 @@ class NotRecorded(RolloutError):
     """The radix tree does not hold what was sampled a moment ago."""
 
     code: ClassVar[str] = "not_recorded"
+
+
+class GenerateTimeout(RolloutError):
+    """A generate function took longer than `generate_timeout_s`."""
+
+    code: ClassVar[str] = "generate_timeout"
 
 
 class BadImage(RolloutError):

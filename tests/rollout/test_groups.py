@@ -48,6 +48,21 @@ def test_a_plug_in_that_cancels_itself_fails_its_group_and_cancels_nobody(
         asyncio.run(generate_and_rm_group(config, group, config.sampling_params()))
 
 
+async def hangs(args: RolloutConfig, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    if sample.index == 1:
+        await asyncio.Event().wait()
+    return await generate(args, sample, sampling_params)
+
+
+def test_a_generate_function_that_hangs_fails_its_sample_and_no_other(make_config: MakeConfig) -> None:
+    config = make_config(custom_generate_function_path=f"{HERE}:hangs", generate_timeout_s=1.0)
+    group = [Sample(index=index, prompt="user question ?", label="4") for index in range(3)]
+    done = asyncio.run(generate_and_rm_group(config, group, config.sampling_params()))
+    samples = [sample for sample in done if isinstance(sample, Sample)]
+    assert [sample.status for sample in samples] == [Status.COMPLETED, Status.FAILED, Status.COMPLETED]
+    assert samples[1].metadata["error"] == "the generate function took longer than 1 s"
+
+
 def test_a_group_that_is_cancelled_stays_cancelled(fake: FakeRouter, make_config: MakeConfig) -> None:
     fake.holds = lambda _: True
 
