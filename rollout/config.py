@@ -1,14 +1,12 @@
 """The rollout's settings, under slime's attribute names: functions written for slime take them as `args`."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
-
-_ASKING_REWARDS = ("remote", "remote_rm", "on_policy_distillation")
+from .config_checks import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,98 +293,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Check what a single field's type cannot."""
-        for name in (
-            "num_rollout",
-            "rollout_batch_size",
-            "n_samples_per_prompt",
-            "rollout_max_response_len",
-            "rollout_max_context_len",
-            "tool_max_turns",
-            "tool_max_observation_tokens",
-            "max_dropped_groups",
-            "rollout_num_gpus",
-            "sglang_server_concurrency",
-            "code_rm_memory_mb",
-            "n_samples_per_eval_prompt",
-            "eval_interval",
-            "num_layers",
-            "moe_router_topk",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            *("request_timeout_s", "reward_timeout_s", "router_patience_s", "code_rm_timeout_s"),
-            *("tool_timeout_s", "generate_timeout_s"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{_flag(name)} must be a positive number of seconds, not {value}")
-        if not (math.isfinite(self.rollout_temperature) and self.rollout_temperature >= 0):
-            raise ConfigError(f"--rollout-temperature must be 0 or more, not {self.rollout_temperature}")
-        if not 0 < self.rollout_top_p <= 1:
-            raise ConfigError(f"--rollout-top-p must be above 0 and at most 1, not {self.rollout_top_p}")
-        if self.rollout_top_k != -1 and self.rollout_top_k < 1:
-            raise ConfigError(f"--rollout-top-k must be -1 or at least 1, not {self.rollout_top_k}")
-        size = self.over_sampling_batch_size
-        if size is not None and size < self.rollout_batch_size:
-            raise ConfigError(
-                f"--over-sampling-batch-size {size} is below --rollout-batch-size {self.rollout_batch_size}"
-            )
-        for name in ("router_url", "rm_url"):
-            url = getattr(self, name)
-            parts = urlsplit(url or "http://unset")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"{_flag(name)} {url}: expected http://HOST:PORT")
-        if self.rollout_max_prompt_len is not None and self.rollout_max_prompt_len < 1:
-            raise ConfigError(
-                f"--rollout-max-prompt-len must be at least 1, not {self.rollout_max_prompt_len}"
-            )
-        self._check_reward()
-        self._check_routing_replay()
-        self._check_leftovers()
-        self._check_fully_async()
-        self._check_tools()
+        check_settings(self)
         self.sampling_params()
-
-    def _check_reward(self) -> None:
-        for flag, name in (("--rm-type", self.rm_type), ("--custom-rm-path", self.custom_rm_path)):
-            if (name or "").removeprefix("boxed_") in _ASKING_REWARDS and self.rm_url is None:
-                raise ConfigError(f"{flag} {name} needs --rm-url, the URL of a grader or a teacher")
-        if self.group_rm and self.custom_rm_path is None:
-            raise ConfigError("--group-rm needs --custom-rm-path, a reward that takes a list of samples")
-
-    def _check_routing_replay(self) -> None:
-        if self.use_rollout_routing_replay and (self.num_layers is None or self.moe_router_topk is None):
-            raise ConfigError("--use-rollout-routing-replay needs --num-layers and --moe-router-topk")
-
-    def _check_fully_async(self) -> None:
-        limit, staleness = self.fully_async_max_groups, self.max_weight_staleness
-        if limit is not None and limit < self.rollout_batch_size:
-            raise ConfigError(
-                f"--fully-async-max-groups {limit} is below --rollout-batch-size {self.rollout_batch_size}"
-            )
-        if staleness is not None and staleness < 0:
-            raise ConfigError(f"--max-weight-staleness must be 0 or more, not {staleness}")
-
-    def _check_tools(self) -> None:
-        if self.custom_generate_function_path == "tool_calling":
-            for name in ("tools", "hf_checkpoint"):
-                if not getattr(self, name):
-                    raise ConfigError(f"--custom-generate-function-path tool_calling needs {_flag(name)}")
-
-    def _check_leftovers(self) -> None:
-        if self.mask_offpolicy_in_partial_rollout and not self.partial_rollout:
-            raise ConfigError("--mask-offpolicy-in-partial-rollout needs --partial-rollout")
-        if self.mask_offpolicy_in_partial_rollout and self.keep_surplus_groups:
-            raise ConfigError(
-                "--keep-surplus-groups keeps what --mask-offpolicy-in-partial-rollout then masks: choose one"
-            )
-        for name in ("partial_rollout", "keep_surplus_groups"):
-            if self.rollout_deterministic and getattr(self, name):
-                raise ConfigError(
-                    f"{_flag(name)} and --rollout-deterministic exclude each other: what is left over when "
-                    "a batch is complete depends on timing"
-                )
 
     @property
     def data(self) -> Path:
@@ -435,10 +343,6 @@ class RolloutConfig:
             "no_stop_trim": True,
             "spaces_between_special_tokens": False,
         }
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _token_id(text: str) -> int:
