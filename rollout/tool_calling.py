@@ -149,7 +149,8 @@ class _Talk:
         self._writer = writer
         self._exchange = exchange_of(sample)
         self._exchange.ended_by = None
-        self._clock = asyncio.get_running_loop().time
+        # The times would make samples differ that are to be the same.
+        self._clock = float if state.args.rollout_deterministic else asyncio.get_running_loop().time
         self._max_tokens, self._limit = sampling_params["max_new_tokens"], EndedBy.RESPONSE_LENGTH
         room = self._room_in_context()
         if room is not None and room < self._max_tokens:

@@ -94,7 +94,7 @@ def test_a_turn_is_what_was_sampled_and_then_what_the_tools_answered(
 ) -> None:
     said = [f"I look. {called('barn')}{END}", f"Mia{END}"]
     script(fake, tokenizer, said)
-    sample = talk(config())
+    sample = talk(config(rollout_deterministic=False))
     prompt, first, second = (tokenizer.encode(text) for text in (PROMPT, *said))
     observed = tokenizer.encode(tool_turns("Mia was here."))
     assert sample.tokens == prompt + first + observed + second
@@ -118,6 +118,16 @@ def test_a_turn_is_what_was_sampled_and_then_what_the_tools_answered(
     ]
     assert all(turn.generation_s > 0 for turn in exchange.turns)
     assert sample.non_generation_time == exchange.turns[0].tools_s > 0
+
+
+def test_a_deterministic_sample_is_the_same_byte_for_byte(
+    fake: FakeRouter, config: MakeConfig, tokenizer: PromptTokenizer
+) -> None:
+    told = []
+    for _ in range(2):
+        script(fake, tokenizer, [f"I look. {called('barn')}{END}", f"Mia{END}"])
+        told.append(json.dumps(talk(config(rollout_deterministic=True)).to_dict()))
+    assert told[0] == told[1]
 
 
 def test_the_budget_of_a_later_turn_is_what_is_left_of_the_response(
@@ -237,12 +247,14 @@ def test_a_turn_that_was_aborted_goes_on_where_it_was_cut_off(
 
 
 began = {"calls": 0}
+at_work: dict[str, asyncio.Event] = {}
 
 
 async def hanging(place: str) -> str:
     """Answers when it is called again."""
     began["calls"] += 1
     if began["calls"] == 1:
+        at_work["hanging"].set()
         await asyncio.Event().wait()
     return place
 
@@ -259,10 +271,10 @@ def test_a_sample_that_is_cut_off_while_a_tool_works_calls_it_again(
         await generate_with_tools(args, sample, args.sampling_params())
 
     async def cut_off() -> None:
+        at_work["hanging"] = asyncio.Event()
         task = asyncio.create_task(go_on())
         async with asyncio.timeout(20):
-            while not began["calls"]:  # noqa: ASYNC110  the tool begins in this loop, sometime
-                await asyncio.sleep(0.001)
+            await at_work["hanging"].wait()
         task.cancel()
         await asyncio.wait([task])
 
