@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import HttpError, RolloutError
 from .config import RolloutConfig
+from .deadline import deadline
 from .filters import flattened
 from .generate import generate
 from .leftovers import mask_earlier_tokens
@@ -128,15 +129,8 @@ async def _generated(
 ) -> Sample | list[Sample]:
     takes_evaluation = "evaluation" in inspect.signature(function).parameters
     options = {"evaluation": evaluation} if takes_evaluation else {}
-    try:
-        async with asyncio.timeout(args.generate_timeout_s) as deadline:
-            result: object = await function(args, sample, dict(sampling_params), **options)
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise GenerateTimeout(
-            f"the generate function took longer than {args.generate_timeout_s:g} s"
-        ) from None
+    async with deadline(args.generate_timeout_s, "the generate function", GenerateTimeout):
+        result: object = await function(args, sample, dict(sampling_params), **options)
     if isinstance(result, Sample):
         return result
     if isinstance(result, list) and result and all(isinstance(item, Sample) for item in result):

@@ -8,10 +8,9 @@ Whatever goes wrong in a call is an observation for the model: it may call again
 """
 
 import asyncio
-import contextlib
 import inspect
 import typing
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,8 +18,9 @@ import msgspec
 
 from ..errors import PluginError, RolloutError
 from ..registry import Registry
-from .rewards.threads import in_thread, thread_slot
+from .deadline import deadline
 from .sample import Sample
+from .threads import in_thread, thread_slot
 
 _SAMPLE: Final = "sample"
 _MAX_ERROR_CHARS: Final = 500
@@ -134,22 +134,11 @@ async def call_tool(tool: Tool, arguments: Mapping[str, Any], *, sample: Sample,
 async def _called(tool: Tool, arguments: Mapping[str, Any], timeout_s: float) -> object:
     function = tool.function
     if inspect.iscoroutinefunction(function):
-        async with _deadline(timeout_s):
+        async with deadline(timeout_s, "it", RolloutError):
             return await function(**arguments)
-    async with thread_slot(f"tool {tool.name!r}"), _deadline(timeout_s):
+    async with thread_slot(f"tool {tool.name!r}"), deadline(timeout_s, "it", RolloutError):
         result: object = await in_thread(lambda: function(**arguments))
         return await result if inspect.isawaitable(result) else result
-
-
-@contextlib.asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s) as deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise RolloutError(f"it took longer than {timeout_s:g} s") from None
 
 
 def _checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:

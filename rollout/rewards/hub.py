@@ -1,20 +1,20 @@
 """The registry of rewards, and the two calls that give samples theirs."""
 
 import asyncio
-import contextlib
 import copy
 import functools
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from ...registry import Registry
 from ..config import RolloutConfig
+from ..deadline import deadline
 from ..problems import RewardFailed, RewardTimeout
 from ..sample import Sample
+from ..threads import in_thread, thread_slot
 from .boxed import last_boxed
-from .threads import in_thread, thread_slot
 
 RewardValue: TypeAlias = float | dict[str, Any]
 """A number, or a dict of which `reward_key` names the number."""
@@ -199,19 +199,11 @@ async def _call(function: Callable[..., Any], *arguments: object, name: str, tim
     if getattr(function, "keeps_time", False) and inspect.iscoroutinefunction(function):
         return await function(*arguments)
     if inspect.iscoroutinefunction(function):
-        async with _deadline(name, timeout_s):
+        async with deadline(timeout_s, f"the reward {name!r}", RewardTimeout):
             return await function(*arguments)
-    async with thread_slot(f"reward {name!r}"), _deadline(name, timeout_s):
+    async with (
+        thread_slot(f"reward {name!r}"),
+        deadline(timeout_s, f"the reward {name!r}", RewardTimeout),
+    ):
         result = await in_thread(function, *arguments)
         return await result if inspect.isawaitable(result) else result
-
-
-@contextlib.asynccontextmanager
-async def _deadline(name: str, timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s) as deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise RewardTimeout(f"the reward {name!r} took longer than {timeout_s:g} s") from None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from .threads import in_thread
+from ..threads import in_thread
 
 COMPARISON_TIME_S: Final = 5.0
 """Seconds for one comparison: usual ones take a hundredth of it."""

@@ -10,7 +10,7 @@ import pytest
 from espalier.errors import PluginError, RolloutError
 from espalier.rollout import RolloutConfig, Sample
 from espalier.rollout.rewards import async_rm, batched_async_rm, rewards
-from espalier.rollout.rewards.threads import MAX_GIVEN_UP, MAX_THREADS
+from espalier.rollout.threads import MAX_GIVEN_UP, MAX_THREADS
 
 HERE = __name__
 MakeArgs = Callable[..., RolloutConfig]
