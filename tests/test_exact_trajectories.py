@@ -25,6 +25,13 @@ SIBLINGS = 8
 TURNS = 4
 AT_A_TIME = 32
 UPDATE_AFTER_CALLS = PROMPTS * SIBLINGS * TURNS // 2
+TALKERS = 2
+"""One for each worker: they sample without a pause while the weights change: agents' replies are short."""
+
+TALK_AFTER_CALLS = UPDATE_AFTER_CALLS - 2 * AT_A_TIME
+TALK_TOKENS = 1900
+"""Almost all of the model's context."""
+
 ABORT_EVERY = 9
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 20}
 PREFILL_TOLERANCE_NATS = 1e-4
@@ -78,21 +85,25 @@ async def load(workers: Sequence[EngineWorker], models: Sequence[Path], version:
 
 
 class Agents:
-    """200 agents of 4 turns each, 32 at a time; half-way, the fleet gets other weights."""
+    """200 agents of 4 turns each, 32 at a time; half-way, while others talk, the fleet gets other weights."""
 
     def __init__(self, client: httpx.AsyncClient, other_model: Path) -> None:
         self._client = client
         self._other_model = other_model
         self._places = asyncio.Semaphore(AT_A_TIME)
         self._calls = itertools.count()
-        self._update: asyncio.Task[Any] | None = None
+        self._is_nearly_half_way = asyncio.Event()
+        self._is_half_way = asyncio.Event()
+        self._are_new_weights = asyncio.Event()
 
     async def run(self) -> list[list[Turn]]:
         agents = (self._agent(prompt, sibling) for prompt in range(PROMPTS) for sibling in range(SIBLINGS))
+        update = asyncio.create_task(self._change_weights())
+        talks = [asyncio.create_task(self._talk(number)) for number in range(TALKERS)]
         trajectories = await asyncio.gather(*agents)
-        assert self._update is not None
-        await self._update
-        return trajectories
+        await update
+        talked = itertools.chain.from_iterable(await asyncio.gather(*talks))
+        return [*trajectories, *([turn] for turn in talked)]
 
     async def _agent(self, prompt: int, sibling: int) -> list[Turn]:
         async with self._places:
@@ -107,22 +118,45 @@ class Agents:
                 text += "<|im_start|>assistant\n"
             return turns
 
+    async def _talk(self, talker: int) -> list[Turn]:
+        """Have one long reply after the other, until there are new weights; return them, each by itself."""
+        await self._is_nearly_half_way.wait()
+        text = f"<|im_start|>user\nTalk {talker}.<|im_end|>\n<|im_start|>assistant\n"
+        params = SAMPLING | {"max_new_tokens": TALK_TOKENS, "ignore_eos": True}
+        said: list[Turn] = []
+        while not self._are_new_weights.is_set():
+            rid = f"talk.{talker}.{len(said)}."
+            body = {"text": text, "sampling_params": params, "rid": rid, "session_id": rid}
+            asked = asyncio.create_task(post(self._client, "/generate", body))
+            changed = asyncio.create_task(self._are_new_weights.wait())
+            await asyncio.wait([asked, changed], return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            reply = await self._aborted(asked, rid)
+            said.append(Turn(rid=rid, text=text, reply=reply["text"], is_aborted=True))
+        return said
+
+    async def _aborted(self, asked: "asyncio.Task[Json]", rid: str) -> Json:
+        while not asked.done():
+            await asyncio.wait([asked], timeout=0.05)
+            await post(self._client, "/abort_request", {"rid": rid})
+        return await asked
+
     async def _turn(self, rid: str, session_id: str, text: str) -> Turn:
         call = next(self._calls)
         body: Json = {"text": text, "sampling_params": SAMPLING, "rid": rid, "session_id": session_id}
         is_aborted = call % ABORT_EVERY == ABORT_EVERY - 1
         if is_aborted:
             body["sampling_params"] = SAMPLING | {"max_new_tokens": 300, "ignore_eos": True}
+        if call == TALK_AFTER_CALLS:
+            self._is_nearly_half_way.set()
         if call == UPDATE_AFTER_CALLS:
-            self._update = asyncio.create_task(self._change_weights())
+            self._is_half_way.set()
         asked = asyncio.create_task(post(self._client, "/generate", body))
-        while is_aborted and not asked.done():
-            await asyncio.wait([asked], timeout=0.05)
-            await post(self._client, "/abort_request", {"rid": rid})
-        reply = await asked
+        reply = await (self._aborted(asked, rid) if is_aborted else asked)
         return Turn(rid=rid, text=text, reply=reply["text"], is_aborted=is_aborted)
 
     async def _change_weights(self) -> None:
+        await self._is_half_way.wait()
         body = {"model_path": str(self._other_model), "weight_version": VERSIONS[1]}
         for path, its in (
             ("/pause_generation", {"mode": "retract"}),
@@ -130,6 +164,7 @@ class Agents:
             ("/continue_generation", {}),
         ):
             await post(self._client, path, its)
+        self._are_new_weights.set()
 
 
 def expected(turns: Sequence[Turn], seen: Witness) -> Json:
@@ -210,8 +245,10 @@ def test_every_trajectory_of_many_agents_is_what_the_workers_read_and_sampled(
             bodies = [{"rid": turns[-1].rid, "return_logp": True} for turns in trajectories]
             found = [await post(client, "/retrieve_from_text", body) for body in bodies]
             stats = (await client.get("/radix_tree/stats")).json()
-        assert len(found) == PROMPTS * SIBLINGS
-        assert stats["calls_recorded_total"] == PROMPTS * SIBLINGS * TURNS
+        agents = PROMPTS * SIBLINGS
+        assert [len(turns) for turns in trajectories[:agents]] == [TURNS] * agents
+        assert len(found) >= agents + TALKERS
+        assert stats["calls_recorded_total"] == agents * TURNS + len(found) - agents
         for turns, each in zip(trajectories, found, strict=True):
             told = expected(turns, seen)
             assert each["tokens"] == told["tokens"]
